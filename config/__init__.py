@@ -1,0 +1,15 @@
+"""Typed, strict configuration: YAML files, overrides from the command line, one clear sentence."""
+
+from config.loader import ConfigError, apply_overrides, describe, read_yaml, to_yaml, validate
+from config.schema import make_schema, settings_schema
+
+__all__ = [
+    "ConfigError",
+    "apply_overrides",
+    "describe",
+    "make_schema",
+    "read_yaml",
+    "settings_schema",
+    "to_yaml",
+    "validate",
+]

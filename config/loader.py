@@ -1,0 +1,180 @@
+"""Reads YAML, applies `key.subkey=value` overrides, validates, and words the errors."""
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+
+class ConfigError(ValueError):
+    """One sentence that names the key, the value and what is allowed."""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-4 as a number (YAML 1.2) and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                line = key_node.start_mark.line + 1
+                raise ConfigError(f"key {key!r} stands twice (again in line {line})")
+            seen.add(key if isinstance(key, str) else None)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ConfigError where there is none to read."""
+    path = Path(path)
+    try:
+        values = _parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file in UTF-8") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys to values")
+    return values
+
+
+def _parse(text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"not YAML{where}: {getattr(error, 'problem', error)}") from error
+
+
+def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A copy of `values` with each `key.subkey=value` set. Raises ConfigError on a malformed one."""
+    values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"'{override}' is not of the form key=value (objective.beta=8)")
+        section, _, leaf = key.rpartition(".")
+        target = values
+        if section:
+            target = values.setdefault(section, {})
+            if target is None:
+                target = values[section] = {}
+        if not isinstance(target, dict):
+            raise ConfigError(f"'{section}' is {target!r}, not a section: '{key}' cannot be set")
+        try:
+            target[leaf] = _parse(text)
+        except ConfigError as error:
+            raise ConfigError(f"value of '{key}': {error}") from error
+    return values
+
+
+def validate(schema: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """`values` checked and completed with defaults, as plain Python values.
+
+    Raises ConfigError with one line a mistake: the key, the value, what is allowed.
+    """
+    try:
+        return schema.model_validate(values).model_dump()
+    except ValidationError as error:
+        lines = dict.fromkeys(_explain(schema, values, e) for e in error.errors())
+        raise ConfigError("\n".join(lines)) from error
+
+
+def _explain(schema: type[BaseModel], values: dict[str, Any], error: dict[str, Any]) -> str:
+    # pydantic puts the chosen member of a union (its name) into the path: keep the user's keys only
+    path, node = [], values
+    for part in error["loc"]:
+        if isinstance(node, dict) and part not in node and part == node.get("name"):
+            continue
+        path.append(str(part))
+        node = node.get(part) if isinstance(node, dict) else None
+    key = ".".join(path)
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        section = values.get(path[0]) if len(path) > 1 else values
+        known = _known_keys(schema, path[:-1], section)
+        close = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"allowed: {', '.join(known)}"
+        return f"unknown key '{key}'; {hint}"
+    if kind == "missing":
+        return f"key '{key}' is missing"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        tags = context.get("expected_tags") or ", ".join(_names(schema, path))
+        given = context.get("tag")
+        if given is None:
+            return f"key '{key}.name' is missing; allowed: {tags}"
+        return f"{key}.name: {given!r} is not allowed; allowed: {tags}"
+    allowed = error["msg"].replace("Input should be ", "").replace("Input should have", "has")
+    return f"{key}: {error['input']!r} is not allowed; allowed: {allowed}"
+
+
+def _members(schema: type[BaseModel], path: list[str]) -> list[type[BaseModel]]:
+    """The section classes that may stand at `path` (empty: the whole)."""
+    if not path:
+        return [schema]
+    field = schema.model_fields.get(path[0])
+    found, queue = [], [field.annotation] if field else []
+    while queue:
+        item = queue.pop(0)
+        if isinstance(item, type) and issubclass(item, BaseModel):
+            found.append(item)
+        else:
+            queue += list(getattr(item, "__args__", ()))
+    return found
+
+
+def _names(schema: type[BaseModel], path: list[str]) -> list[str]:
+    return [f"'{member.__name__}'" for member in _members(schema, path)]
+
+
+def _known_keys(schema: type[BaseModel], path: list[str], section: Any) -> list[str]:
+    members = _members(schema, path)
+    chosen = section.get("name") if isinstance(section, dict) and path else None
+    if len(members) > 1:
+        members = [m for m in members if m.__name__ == chosen] or members
+    return list(dict.fromkeys(key for member in members for key in member.model_fields))
+
+
+def describe(schema: type[BaseModel]) -> str:
+    """All keys with type, range, default and what they mean, as indented text for --help."""
+    lines = []
+    for key, field in schema.model_fields.items():
+        members = _members(schema, [key])
+        if not members:
+            lines.append(_line("", key, field))
+        for member in members:
+            choice = f" (name: {member.__name__})" if "name" in member.model_fields else ""
+            lines.append(f"{key}{choice}")
+            lines += [
+                _line("  ", sub, f) for sub, f in member.model_fields.items() if sub != "name"
+            ]
+    return "\n".join(lines)
+
+
+def _line(indent: str, key: str, field: Any) -> str:
+    kind = getattr(field.annotation, "__name__", str(field.annotation))
+    kind = str(field.annotation) if kind in ("Literal", "Union", "Optional") else kind
+    kind = kind.replace("typing.", "")
+    ranges = [str(m) for m in field.metadata]
+    default = "required" if field.is_required() else f"default {field.default!r}"
+    text = ", ".join([kind, *ranges, default])
+    return f"{indent}{key}: {text}" + (f" - {field.description}" if field.description else "")
+
+
+def to_yaml(values: dict[str, Any]) -> str:
+    """The text of config.yaml: keys in the schema's order."""
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,22 @@
+"""Disentanglement metrics on plain arrays: `metric(codes, factors, rng, **settings) -> Result`.
+
+codes (N, D): array, torch tensor or anything `as_samples` takes; factors (N, K) or a grid.
+"""
+
+from metrics.prediction import dci, dci_fast
+from metrics.result import Result
+from metrics.samples import Samples, as_samples
+from metrics.score import METRICS, score_all, select
+from metrics.udr import udr
+
+__all__ = [
+    "METRICS",
+    "Result",
+    "Samples",
+    "as_samples",
+    "dci",
+    "dci_fast",
+    "score_all",
+    "select",
+    "udr",
+]

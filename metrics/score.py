@@ -1,0 +1,158 @@
+"""Several metrics at once, as one flat dict of plain values."""
+
+import difflib
+import time
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from metrics.information import (
+    gaussian_total_correlation,
+    infoc,
+    infom,
+    mig,
+    mig_chen,
+    modularity,
+    mutual_info_score,
+)
+from metrics.interventions import beta_vae, beta_vae_paper, factor_vae, irs
+from metrics.prediction import dci, dci_fast, explicitness, infoe, sap, sap_continuous
+from metrics.result import Result
+from metrics.samples import as_samples
+
+ASPECTS = ("disentanglement", "completeness", "informativeness")
+JOINT = {"dci": dci, "dci_fast": dci_fast}  # one computation, a score for each aspect
+
+
+def _aspect(name: str, aspect: str) -> Callable[..., Result]:
+    def metric(codes, factors, rng: np.random.Generator, **settings) -> Result:
+        return JOINT[name](codes, factors, rng, **settings)[aspect]
+
+    return metric
+
+
+METRICS: dict[str, Callable[..., Result]] = {
+    "beta_vae_paper": beta_vae_paper,
+    "beta_vae": beta_vae,
+    "factor_vae": factor_vae,
+    "mig": mig,
+    "mig_chen": mig_chen,
+    "sap": sap,
+    "sap_continuous": sap_continuous,
+    **{f"{name}_{aspect}": _aspect(name, aspect) for name in JOINT for aspect in ASPECTS},
+    "modularity": modularity,
+    "explicitness": explicitness,
+    "irs": irs,
+    "infom": infom,
+    "infoc": infoc,
+    "infoe": infoe,
+    "gaussian_total_correlation": gaussian_total_correlation,
+    "mutual_info_score": mutual_info_score,
+}
+
+
+def select(names) -> list[str]:
+    """Keys of METRICS for names that may be keys, "dci", "dci_fast" or "all"; in METRICS' order.
+
+    Raises ValueError for an unknown name.
+    """
+    groups = {"all": list(METRICS)} | {n: [f"{n}_{a}" for a in ASPECTS] for n in JOINT}
+    wanted = set()
+    for name in names:
+        if name not in METRICS and name not in groups:
+            close = difflib.get_close_matches(name, [*METRICS, *groups], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"unknown metric {name!r}{hint} Allowed are all, dci, dci_fast, "
+                f"{', '.join(METRICS)}"
+            )
+        wanted.update(groups.get(name, [name]))
+    return [key for key in METRICS if key in wanted]
+
+
+def score_all(
+    codes,
+    factors,
+    *,
+    metrics=("all",),
+    seed: int = 0,
+    repeats: int = 1,
+    logvar=None,
+    settings: dict[str, dict] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, dict]:
+    """Scores of the chosen metrics: key -> {score, protocol, per_factor, ..., seconds}.
+
+    Codes and factors as in `as_samples`; metrics as in `select`; settings: metric (or "dci",
+    "dci_fast") -> keyword arguments. Every metric draws from its own generator, a function of
+    (seed, its name, repeat), so a score does not depend on what else is computed. With
+    `repeats` > 1 numbers are means over the draws, `spread` is the standard deviation (ddof 1)
+    of the score and `scores` lists them. A metric that cannot be computed has score None and
+    a `reason`. `progress(name, done, total)` is called before each metric and at the end.
+    `seconds` (total time) comes last and is all that may differ between two calls. Raises
+    ValueError for bad codes or factors, an unknown metric and repeats < 1.
+    """
+    samples, keys, settings = as_samples(codes, factors), select(metrics), settings or {}
+    if repeats < 1:
+        raise ValueError(f"repeats = {repeats}; 1 or more are allowed")
+    unknown = settings.keys() - METRICS.keys() - JOINT.keys()
+    if unknown:
+        raise ValueError(f"settings for unknown metrics: {', '.join(sorted(unknown))}")
+    computations = {}  # name -> {aspect or None: key}
+    for key in keys:
+        name, _, aspect = key.rpartition("_")
+        if name in JOINT:
+            computations.setdefault(name, {})[aspect] = key
+        else:
+            computations[key] = {None: key}
+    scores, report = {}, progress or (lambda name, done, total: None)
+    for done, (name, parts) in enumerate(computations.items()):
+        report(name, done, len(computations))
+        given = dict(settings.get(name, {})) | ({"logvar": logvar} if name == "mig_chen" else {})
+        start = time.perf_counter()
+        outcome = _repeat(name, samples, seed, repeats, given)
+        seconds = time.perf_counter() - start
+        for aspect, key in parts.items():
+            if isinstance(outcome, str):
+                scores[key] = {"score": None, "reason": outcome}
+            else:
+                results = [r[aspect] if aspect else r for r in outcome]
+                scores[key] = _merge([r.to_json() for r in results])
+            if samples.left_out:
+                scores[key]["constant_factors"] = list(samples.left_out)
+            scores[key]["seconds"] = seconds
+    report("", len(computations), len(computations))
+    return scores
+
+
+def _repeat(name: str, samples, seed: int, repeats: int, settings: dict):
+    """Results of `repeats` draws, or the reason why there are none."""
+    metric = JOINT.get(name) or METRICS[name]
+    streams = (np.random.default_rng([seed, zlib.crc32(name.encode()), r]) for r in range(repeats))
+    try:
+        # One thread for linear algebra: matrices are small, and sums depend on the number of them.
+        with threadpool_limits(1):
+            return [metric(samples, None, rng, **settings) for rng in streams]
+    except ValueError as reason:
+        return str(reason)
+
+
+def _merge(entries: list[dict]) -> dict:
+    """One JSON entry for several draws: means of all numbers, spread and list of the scores."""
+    if len(entries) == 1:
+        return entries[0]
+    merged = dict(entries[0])
+    scores = [entry["score"] for entry in entries]
+    merged["score"] = float(np.mean(scores))
+    for detail in merged.keys() & {"per_factor", "per_code"}:
+        merged[detail] = {
+            name: float(np.mean([entry[detail][name] for entry in entries]))
+            for name in merged[detail]
+        }
+    if "matrix" in merged:
+        values = np.mean([entry["matrix"]["values"] for entry in entries], axis=0)
+        merged["matrix"] = merged["matrix"] | {"values": values.tolist()}
+    spread = {"spread": float(np.std(scores, ddof=1)), "scores": scores}
+    return {"score": merged.pop("score"), **spread, **merged}

@@ -1,0 +1,10 @@
+"""Types of hyperparameters: what a constructor's signature says is what a YAML file may hold."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]

@@ -1,0 +1,86 @@
+"""The VAE: encoder, decoder and the training step; what it minimises is an objective."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from models.checks import AtLeastOne, PositiveFloat
+from models.networks import Decoder, Encoder
+
+
+class VAE(nn.Module):
+    """Variational auto-encoder with a Gaussian posterior and a Bernoulli decoder.
+
+    Kingma & Welling 2014. `objective(vae, x, step) -> (loss, terms)` is one of OBJECTIVES.
+    """
+
+    span = (-3.0, 3.0)  # of a traversal, in standard deviations of the prior
+    trained_span = None  # a Gaussian prior has no edge
+    information_name = "KL"
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        objective: Callable[["VAE", Tensor, int], tuple[Tensor, dict[str, Tensor]]],
+        *,
+        latent_dim: AtLeastOne = 10,
+        lr: PositiveFloat = 5e-4,
+    ):
+        super().__init__()
+        if image_shape[1:] != (64, 64):
+            raise ValueError(f"the networks take images of 64x64 pixels, not {image_shape[1:]}")
+        self.latent_dim = latent_dim
+        self.objective = objective
+        self.encoder = Encoder(image_shape[0], latent_dim)
+        self.decoder = Decoder(image_shape[0], latent_dim)
+        self.dtype = torch.float32  # of the convolutions: bfloat16 where the hardware has it
+        self.optimizers = {"vae": torch.optim.Adam(self.parameters(), lr=lr, fused=True)}
+
+    def autocast(self, x: Tensor) -> torch.autocast:
+        """The context in which the convolutions run in `self.dtype`."""
+        return torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x (B, C, H, W) in [0, 1] -> logits (B, C, H, W), z, mu, logvar (each (B, D) float32)."""
+        with self.autocast(x):
+            mu, logvar = self.encoder(x)
+            z = mu + torch.randn_like(mu) * (0.5 * logvar).exp()
+            return self.decoder(z), z, mu, logvar
+
+    def train_step(self, x: Tensor, step: int) -> dict[str, Tensor]:
+        """One optimiser step on x (B, C, H, W) in [0, 1]; returns the objective's terms, detached."""
+        loss, terms = self.objective(self, x, step)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        return {name: term.detach() for name, term in ({"loss": loss} | terms).items()}
+
+    def encode(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) in [0, 1] -> posterior means (B, D), float32."""
+        return self.posterior(x)[0]
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, C, H, W) in [0, 1] -> mu, logvar, each (B, D), float32."""
+        with self.autocast(x):
+            return self.encoder(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (B, D) -> pixel means (B, C, H, W) in [0, 1], float32."""
+        with self.autocast(z):
+            return torch.sigmoid(self.decoder(z).float())
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """n draws of the prior N(0, 1): (n, D) on the generator's device."""
+        return torch.randn(n, self.latent_dim, generator=generator, device=generator.device)
+
+    def information(self, x: Tensor) -> Tensor:
+        """Nats that each latent carries about x (B, C, H, W): mean KL to the prior, (D,)."""
+        return gaussian_kl(*self.posterior(x)).mean(0)
+
+
+def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mu, exp(logvar)) || N(0, 1)) of every image and latent: (B, D), nats."""
+    return 0.5 * (mu.square() + logvar.exp() - 1.0 - logvar)

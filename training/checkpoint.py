@@ -1,0 +1,64 @@
+"""Checkpoints: tensors and plain values in one file, replaced whole or not at all."""
+
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class CheckpointError(ValueError):
+    """The file is not there, is torn, or holds something else."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: old or new, never half.
+
+    Raises OSError (a full disk) with the old file intact and the temporary one removed.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors and plain values). Raises OSError, the previous file being intact."""
+
+    def write(temporary: Path) -> None:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # how torch's writer reports a failed write
+            raise OSError(f"cannot write {path}: {error}") from error
+
+    write_atomically(path, write)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state in a checkpoint (a file, or a run folder that has one), on the CPU.
+
+    Raises CheckpointError with one sentence where it cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "checkpoint.pt"
+    if not path.exists():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} is damaged or not a checkpoint of this project") from error
+    if not isinstance(state, dict) or not {"config", "image_shape", "model", "step"} <= set(state):
+        raise CheckpointError(f"{path} is not a checkpoint of this project")
+    return state

@@ -1,0 +1,90 @@
+"""The folder of a run: who may write to it, what it was started with."""
+
+import difflib
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from training.checkpoint import write_atomically
+
+
+class RunFolderError(ValueError):
+    """The folder belongs to another configuration or another process."""
+
+
+class RunFolder:
+    """`runs/<name>/seed<k>/`: opened by one process at a time, for one configuration only.
+
+    `config_text` is the resolved configuration as YAML; a folder that holds another one is refused
+    with the difference (only train.steps may grow). Raises RunFolderError.
+    """
+
+    def __init__(self, path: Path, config_text: str):
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunFolderError(f"another process is training in {self.path}") from error
+        config = self.path / "config.yaml"
+        if config.exists():
+            self._refuse_another(config.read_text(encoding="utf-8"), config_text)
+        write_atomically(config, lambda file: file.write_text(config_text, encoding="utf-8"))
+
+    def _refuse_another(self, old: str, new: str) -> None:
+        changed = [
+            line
+            for line in difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm="")
+            if line[:3] not in ("---", "+++") and not line.startswith("@@")
+        ]
+        steps = [int(line.split(":")[1]) for line in changed if line[1:].startswith("  steps:")]
+        if changed and (len(changed) > len(steps) or steps != sorted(steps)):
+            difference = "\n".join(changed)
+            raise RunFolderError(
+                f"{self.path} holds a run with another configuration (- its, + yours):\n"
+                f"{difference}\nGive yours another name (name=...) or seed (seed=...), "
+                "or remove that folder."
+            )
+
+    def close(self) -> None:
+        """Let other processes in."""
+        self._lock.release()
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def describe(self, facts: dict[str, Any]) -> None:
+        """Merge `facts` into run.json: command, commit, versions, hardware, time."""
+        text = json.dumps(self.facts() | facts, indent=2) + "\n"
+        write_atomically(self.path / "run.json", lambda file: file.write_text(text))
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json holds so far."""
+        path = self.path / "run.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+
+def provenance() -> dict[str, Any]:
+    """The command that was typed and the commit it ran (with '+' where files were changed)."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*words: str) -> str:
+        try:
+            result = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
+        except FileNotFoundError:
+            return ""
+        return result.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no") if commit else ""
+    return {
+        "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
+        "commit": commit + ("+" if changed else "") if commit else None,
+    }

@@ -1,0 +1,60 @@
+"""log.csv: one row every `log_every` steps, the mean of every term over those steps.
+
+Times go to speed.csv, so that log.csv of the same run is the same file whenever it is made.
+"""
+
+import csv
+import os
+from pathlib import Path
+
+
+class Log:
+    """Appends rows to log.csv and speed.csv of a run folder, from `step` on.
+
+    Rows after `step` (written between the last checkpoint and a crash) are dropped first: the run
+    is about to make them again.
+    """
+
+    def __init__(self, folder: Path, step: int, tensorboard: bool = False):
+        self.folder = Path(folder)
+        for name in ("log.csv", "speed.csv"):
+            _drop_rows_after(self.folder / name, step)
+        self._board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # an optional package
+
+            self._board = SummaryWriter(self.folder / "tensorboard", purge_step=step + 1)
+
+    def row(self, step: int, images: int, terms: dict[str, float], images_per_s: float) -> None:
+        """One row: step and images seen so far, the terms, and the speed since the last row."""
+        numbers = {name: f"{value:.9g}" for name, value in terms.items()}
+        _append(self.folder / "log.csv", {"step": step, "images": images} | numbers)
+        _append(self.folder / "speed.csv", {"step": step, "images_per_s": f"{images_per_s:.1f}"})
+        if self._board is not None:
+            for name, value in terms.items():
+                self._board.add_scalar(name, value, step)
+            self._board.add_scalar("images_per_s", images_per_s, step)
+
+    def close(self) -> None:
+        """Flush what TensorBoard still holds."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _append(path: Path, row: dict[str, object]) -> None:
+    new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def _drop_rows_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    header, *rows = path.read_text().splitlines(keepends=True)
+    whole = [row for row in rows if row.endswith("\n") and int(row.split(",", 1)[0]) <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(header + "".join(whole))
+    os.replace(temporary, path)

@@ -1,0 +1,156 @@
+"""The training loop: where it computes, logs, draws, saves and syncs can be read off `train`."""
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from training.batches import Batches, mix
+from training.checkpoint import save_checkpoint
+from training.logs import Log
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a weight became NaN or infinite; the last good checkpoint was kept."""
+
+
+class Interrupt:
+    """Within the context, the first SIGINT or SIGTERM is noted in `signal`; a second one kills."""
+
+    signal: int | None = None
+
+    def __enter__(self) -> "Interrupt":
+        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+class _Window:
+    """Sum of every term since the last row of the log, on the device: no sync until `mean`."""
+
+    def __init__(self, state: dict[str, Any] | None, device: torch.device):
+        self.names, self.sum, self.count = [], None, 0
+        if state:
+            self.names, self.count = state["names"], state["count"]
+            self.sum = state["sum"].to(device)
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        values = torch.stack([term.float() for term in terms.values()])
+        self.sum = values if self.count == 0 else self.sum + values
+        self.names, self.count = list(terms), self.count + 1
+
+    def mean(self) -> dict[str, float]:
+        if self.count == 0:
+            return {}
+        return dict(zip(self.names, (self.sum / self.count).tolist(), strict=True))  # device sync
+
+    def state(self) -> dict[str, Any] | None:
+        if self.count == 0:
+            return None
+        return {"names": self.names, "count": self.count, "sum": self.sum.cpu()}
+
+
+def train(
+    model: nn.Module,
+    batch: Callable[[Tensor], Tensor],
+    batches: Batches,
+    checkpoint: Path,
+    log: Log,
+    *,
+    start: dict[str, Any],
+    steps: int,
+    seed: int,
+    log_every: int,
+    draw_every: int,
+    save_every: int,
+    draw: Callable[[int], None],
+) -> int | None:
+    """Train from `start["step"]` to `steps`; returns the signal that interrupted it, or None.
+
+    model: see models (its contract); batch(index) -> x (B, C, H, W) in [0, 1] on the model's
+    device; start: the state to go on from, which is also what every checkpoint repeats beside
+    weights and optimisers (config, image_shape); draw(step) is called with the model in eval mode.
+
+    Raises NonFiniteError (a NaN or infinite term or weight) and OSError (a checkpoint or log that
+    cannot be written), the last good checkpoint being intact.
+    """
+    rank, size = batches.rank, batches.batch_size
+    device = next(model.parameters()).device
+    window = _Window(start.get("window"), device)
+    last_row, bar = (time.perf_counter(), start["step"]), _bar(start["step"], steps, size)
+
+    def save(step: int) -> None:
+        _refuse_non_finite(step, window.mean(), model)
+        optimizers = {name: opt.state_dict() for name, opt in model.optimizers.items()}
+        state = {"step": step, "model": model.state_dict(), "optimizers": optimizers}
+        save_checkpoint(checkpoint, start | state | {"window": window.state()})
+
+    model.train()
+    with Interrupt() as interrupt, bar:
+        for step in range(start["step"], steps):
+            torch.manual_seed(mix(seed, step, rank))
+            window.add(model.train_step(batch(batches[step]), step))
+            done = step + 1
+            bar.update(size)
+            if done % log_every == 0 or done == steps:
+                terms = window.mean()
+                _refuse_non_finite(done, terms)
+                now = time.perf_counter()
+                log.row(done, done * size, terms, (done - last_row[1]) * size / (now - last_row[0]))
+                window, last_row = _Window(None, device), (now, done)
+                bar.set_description(f"step {done:,}/{steps:,}", refresh=False)
+                bar.set_postfix({n: f"{v:.4g}" for n, v in terms.items() if n in SHOWN})
+            if done % draw_every == 0 or done == steps:
+                model.eval()
+                draw(done)
+                model.train()
+            if done % save_every == 0 or done == steps or interrupt.signal:
+                save(done)
+            if interrupt.signal and done < steps:
+                return interrupt.signal
+    return None
+
+
+SHOWN = ("recon", "kl", "d_loss", "g_loss", "mi")  # terms on the progress bar
+
+
+def _bar(step: int, steps: int, batch_size: int) -> tqdm:
+    return tqdm(
+        total=steps * batch_size,
+        initial=step * batch_size,
+        desc=f"step {step:,}/{steps:,}",
+        unit=" images",
+        unit_scale=True,
+        smoothing=0.05,
+        mininterval=0.5,
+        dynamic_ncols=True,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
+    )
+
+
+def _refuse_non_finite(step: int, terms: dict[str, float], model: nn.Module | None = None) -> None:
+    bad = {name: value for name, value in terms.items() if not math.isfinite(value)}
+    if model is not None and not bad:
+        norms = torch.stack([p.detach().float().norm() for p in model.parameters()])
+        if not bool(norms.isfinite().all()):
+            bad = {"weights": math.nan}
+    if bad:
+        shown = ", ".join(f"{name} = {value}" for name, value in bad.items())
+        rest = ", ".join(f"{n} = {v:.4g}" for n, v in terms.items() if n not in bad)
+        raise NonFiniteError(
+            f"not finite at step {step}: {shown}" + (f" (others: {rest})" if rest else "")
+        )
