@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from data.dsprites import load_dsprites
 from data.grid import FactorGrid
@@ -12,27 +13,20 @@ __all__ = ["DATASETS", "FactorGrid", "ImageData", "PackedImages", "load_dataset"
 
 CACHE_DIR = Path(__file__).resolve().parents[1] / ".cache"
 
-# Called with (source, path, cache_dir); the keys are the YAML names.
-DATASETS: dict[str, Callable[[str, Path | None, Path], ImageData]] = {
+# Called with cache_dir and the settings of the YAML section `dataset`; the keys are its `name`s.
+DATASETS: dict[str, Callable[..., ImageData]] = {
     "dsprites": load_dsprites,
     "npz": load_npz,
 }
 
 
-def load_dataset(
-    name: str,
-    *,
-    source: str = "render",
-    path: str | Path | None = None,
-    cache_dir: str | Path | None = None,
-) -> ImageData:
+def load_dataset(name: str, *, cache_dir: str | Path | None = None, **settings: Any) -> ImageData:
     """Load a data set by its YAML name.
 
-    source, path: see the loaders in DATASETS; cache_dir: where prepared data are kept, by default
-    `.cache` in the repository. Raises ValueError for a choice that does not exist or a file of the
-    wrong content, OSError if a file can neither be read nor be had.
+    settings: the keyword arguments of its loader in DATASETS; cache_dir: where prepared data are
+    kept, by default `.cache` in the repository. Raises ValueError for a choice that does not exist
+    or a file of the wrong content, OSError if a file can neither be read nor be had.
     """
     if name not in DATASETS:
         raise ValueError(f"dataset.name is '{name}', allowed are {', '.join(DATASETS)}")
-    path = None if path is None else Path(path).expanduser()
-    return DATASETS[name](source, path, Path(cache_dir or CACHE_DIR).expanduser())
+    return DATASETS[name](Path(cache_dir or CACHE_DIR).expanduser(), **settings)

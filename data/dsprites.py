@@ -9,7 +9,7 @@ import sys
 import zipfile
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 from urllib.request import urlopen
 
 import numpy as np
@@ -21,6 +21,7 @@ from data.grid import FactorGrid
 from data.images import ImageData, PackedImages
 
 GRID = FactorGrid(("shape", "scale", "orientation", "posX", "posY"), (3, 6, 40, 32, 32))
+REFERENCES = {"square": 87040, "ellipse": 332800, "heart": 578560}  # of published traversals
 SIDE = 64  # pixels
 BYTES = SIDE * SIDE // 8  # per packed image
 # cache.checksum(render()), the same on every machine; see _snap.
@@ -35,7 +36,12 @@ OFFICIAL_URL = (
 OFFICIAL_MD5 = "7da33b31b13a06f4b04a70402ce90c2e"
 
 
-def load_dsprites(source: str, path: Path | None, cache_dir: Path) -> ImageData:
+def load_dsprites(
+    cache_dir: Path,
+    *,
+    source: Literal["render", "official"] = "render",
+    path: str | None = None,
+) -> ImageData:
     """Load all of dSprites, from the cache if it was made before.
 
     source "render": draw the images; "official": read the npz at path (the file, or the folder
@@ -48,12 +54,14 @@ def load_dsprites(source: str, path: Path | None, cache_dir: Path) -> ImageData:
             raise ValueError(f"dataset.path is {path}, but source 'render' reads no file")
         packed = rendered(cache_dir)
     elif source == "official":
-        path = path or cache_dir
+        path = Path(path).expanduser() if path else cache_dir
         is_file = path.is_file() or path.suffix == ".npz"
         packed = official(path if is_file else path / OFFICIAL_FILE, cache_dir)
     else:
         raise ValueError(f"dataset.source is '{source}', allowed are 'render' and 'official'")
-    return ImageData("dsprites", PackedImages(torch.from_numpy(packed)), GRID, levels=1)
+    return ImageData(
+        "dsprites", PackedImages(torch.from_numpy(packed)), GRID, levels=1, references=REFERENCES
+    )
 
 
 def rendered(cache_dir: Path) -> np.ndarray:

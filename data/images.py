@@ -1,6 +1,6 @@
 """A data set in memory: all images in one tensor, so that a batch is an index."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -69,13 +69,15 @@ def _bit_table(dtype: torch.dtype, device: torch.device) -> Tensor:
 class ImageData:
     """A data set: images (N, C, H, W) uint8 and the factors that they run through, if known.
 
-    levels is the uint8 value that means 1.0. Raises ValueError if grid and images differ in length.
+    levels is the uint8 value that means 1.0; references names the images (name -> index) that
+    pictures start from, three spread over the set if none are given. Raises ValueError if grid and images differ in length.
     """
 
     name: str
     images: Tensor | PackedImages
     grid: FactorGrid | None
     levels: int = 255
+    references: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.grid is not None and len(self.grid) != len(self):
@@ -99,6 +101,17 @@ class ImageData:
         if isinstance(self.images, PackedImages):
             return self.images.batch(index, dtype)
         return self.images.index_select(0, index).to(dtype).div_(self.levels)
+
+    def reference_images(self) -> dict[str, Tensor]:
+        """The images that pictures start from: name -> (C, H, W) float32 in [0, 1]."""
+        n = len(self)
+        spread = {f"image {i:,}": i for i in (n // 6, n // 2, 5 * n // 6)}
+        index = self.references or spread
+        return {name: self.batch(torch.tensor([i]))[0] for name, i in index.items()}
+
+    def random_index(self, n: int, seed: int) -> Tensor:
+        """Rows of n images drawn with replacement, a function of the seed: (n,) int64."""
+        return torch.randint(len(self), (n,), generator=torch.Generator().manual_seed(seed))
 
     def to(self, device: torch.device | str) -> "ImageData":
         """Return the same data set with its images on the device."""

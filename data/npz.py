@@ -11,16 +11,15 @@ from data.grid import FactorGrid
 from data.images import ImageData
 
 
-def load_npz(source: str, path: Path | None, cache_dir: Path) -> ImageData:
+def load_npz(cache_dir: Path, *, path: str) -> ImageData:
     """Load the pictures in the npz file at path; nothing is kept in cache_dir.
 
     The file holds `images` (N, H, W) or (N, H, W, C) uint8 with C = 1 or 3, where 255 means 1.0,
     and optionally `sizes` (K,) and `names` (K,) of the factors whose full grid the images show in
     row-major order. Raises FileNotFoundError without the file, ValueError for any other content.
     """
-    if source != "render":
-        raise ValueError(f"dataset.source is '{source}', but the data set 'npz' has no sources")
-    if path is None or not path.is_file():
+    path = Path(path).expanduser()
+    if not path.is_file():
         raise FileNotFoundError(f"dataset.path is {path}: the data set 'npz' needs a file there")
     try:
         if not zipfile.is_zipfile(path):

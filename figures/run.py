@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from figures.canvas import replace
 from figures.charts import loss_curves
 from figures.latents import random_grid, reconstructions, traversal
 from figures.motion import frame, training_gif, traversal_gif

@@ -209,7 +209,7 @@ def _posterior_information(mean: np.ndarray, std: np.ndarray, labels) -> np.ndar
     convolved with a Gaussian, done in Fourier space. Both the cell of a mean and the class of
     a std are shared between two neighbours so that mean and variance are kept.
     """
-    std = np.maximum(std, MIN_STD * (np.ptp(mean) + std.max()))
+    std = np.maximum(std, MIN_STD * (np.ptp(mean) + std.max()) or 1.0)
     step, margin = std.min() / STEPS_PER_STD, 7 * std.max()
     size = next_fast_len(math.ceil((np.ptp(mean) + 2 * margin) / step) + 2, real=True)
     classes = np.geomspace(std.min(), std.max(), 2 + int(10 * np.log(std.max() / std.min()))) ** 2

@@ -24,6 +24,7 @@ from metrics.samples import as_samples
 
 ASPECTS = ("disentanglement", "completeness", "informativeness")
 JOINT = {"dci": dci, "dci_fast": dci_fast}  # one computation, a score for each aspect
+PARTS = {f"{name}_{aspect}": (name, aspect) for name in JOINT for aspect in ASPECTS}
 
 
 def _aspect(name: str, aspect: str) -> Callable[..., Result]:
@@ -41,7 +42,7 @@ METRICS: dict[str, Callable[..., Result]] = {
     "mig_chen": mig_chen,
     "sap": sap,
     "sap_continuous": sap_continuous,
-    **{f"{name}_{aspect}": _aspect(name, aspect) for name in JOINT for aspect in ASPECTS},
+    **{key: _aspect(*part) for key, part in PARTS.items()},
     "modularity": modularity,
     "explicitness": explicitness,
     "irs": irs,
@@ -58,12 +59,13 @@ def select(names) -> list[str]:
 
     Raises ValueError for an unknown name.
     """
-    groups = {"all": list(METRICS)} | {n: [f"{n}_{a}" for a in ASPECTS] for n in JOINT}
+    groups = {"all": list(METRICS)}
+    groups |= {name: [key for key in PARTS if PARTS[key][0] == name] for name in JOINT}
     wanted = set()
     for name in names:
         if name not in METRICS and name not in groups:
             close = difflib.get_close_matches(name, [*METRICS, *groups], n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = f"; did you mean {close[0]!r}?" if close else "."
             raise ValueError(
                 f"unknown metric {name!r}{hint} Allowed are all, dci, dci_fast, "
                 f"{', '.join(METRICS)}"
@@ -97,16 +99,13 @@ def score_all(
     samples, keys, settings = as_samples(codes, factors), select(metrics), settings or {}
     if repeats < 1:
         raise ValueError(f"repeats = {repeats}; 1 or more are allowed")
-    unknown = settings.keys() - METRICS.keys() - JOINT.keys()
-    if unknown:
-        raise ValueError(f"settings for unknown metrics: {', '.join(sorted(unknown))}")
-    computations = {}  # name -> {aspect or None: key}
+    names = (METRICS.keys() - PARTS.keys()) | JOINT.keys()
+    if unknown := settings.keys() - names:
+        raise ValueError(f"settings for {min(unknown)!r}; allowed are {', '.join(sorted(names))}")
+    computations = {}  # name -> {key: aspect or None}
     for key in keys:
-        name, _, aspect = key.rpartition("_")
-        if name in JOINT:
-            computations.setdefault(name, {})[aspect] = key
-        else:
-            computations[key] = {None: key}
+        name, aspect = PARTS.get(key, (key, None))
+        computations.setdefault(name, {})[key] = aspect
     scores, report = {}, progress or (lambda name, done, total: None)
     for done, (name, parts) in enumerate(computations.items()):
         report(name, done, len(computations))
@@ -114,12 +113,11 @@ def score_all(
         start = time.perf_counter()
         outcome = _repeat(name, samples, seed, repeats, given)
         seconds = time.perf_counter() - start
-        for aspect, key in parts.items():
+        for key, aspect in parts.items():
             if isinstance(outcome, str):
                 scores[key] = {"score": None, "reason": outcome}
             else:
-                results = [r[aspect] if aspect else r for r in outcome]
-                scores[key] = _merge([r.to_json() for r in results])
+                scores[key] = _merge([(r[aspect] if aspect else r).to_json() for r in outcome])
             if samples.left_out:
                 scores[key]["constant_factors"] = list(samples.left_out)
             scores[key]["seconds"] = seconds

@@ -478,8 +478,8 @@ def test_choosing_metrics():
         select(["migg"])
     with pytest.raises(ValueError, match="repeats = 0; 1 or more are allowed"):
         score_all(TRUE, GRID, metrics=["mig"], repeats=0)
-    with pytest.raises(ValueError, match="settings for unknown metrics: migg"):
-        score_all(TRUE, GRID, metrics=["mig"], settings={"migg": {}})
+    with pytest.raises(ValueError, match="settings for 'dci_completeness'; allowed are beta_vae,"):
+        score_all(TRUE, GRID, metrics=["dci"], settings={"dci_completeness": {}})
 
 
 def test_without_a_posterior_chens_mig_says_why():
