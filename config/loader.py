@@ -61,7 +61,7 @@ def _parse(text: str) -> Any:
 
 
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """A copy of `values` with each `key.subkey=value` set. Raises ConfigError on a malformed one."""
+    """A copy of `values` with each `key.subkey=value` set. Raises ConfigError if malformed."""
     values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
     for override in overrides:
         key, equals, text = override.partition("=")

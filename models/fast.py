@@ -21,7 +21,7 @@ class _ConvTranspose(torch.autograd.Function):
 
     Why: the library's weight gradient of a transposed convolution takes two to four times as long
     as the same sums taken as the weight gradient of a convolution with input and output gradient
-    swapped, and its bias gradient costs as much again; a matrix product does the latter.
+    swapped, and its bias gradient costs as much again; a plain sum does the latter.
     """
 
     @staticmethod
@@ -43,8 +43,7 @@ class _ConvTranspose(torch.autograd.Function):
                 x, grad, weight, [0], *ctx.geometry, False, [0, 0], 1, [False, True, False]
             )
         if ctx.needs_input_grad[2]:
-            columns = grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1])  # (BHW, C)
-            grad_bias = (columns.new_ones(1, len(columns)) @ columns)[0]
+            grad_bias = grad.sum((0, 2, 3))
         return grad_x, grad_weight, grad_bias, None, None
 
 
@@ -52,21 +51,23 @@ def _overlap_add(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """4x4, stride 2, padding 1 transposed convolution to few channels: one product, then sums.
 
     Row 2m of the output is the sum of kernel row 1 at m and kernel row 3 at m - 1; row 2m + 1 of
-    kernel row 2 at m and kernel row 0 at m + 1; likewise for columns.
+    kernel row 2 at m and kernel row 0 at m + 1; likewise for columns. Every kernel element is a
+    plane of its own, so that the sums run over long contiguous rows.
     """
-    batch, _, height, width = x.shape
+    batch, inputs, height, width = x.shape
     channels = weight.shape[1]
-    kernel = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)  # (Cin, 4 * 4 * C)
-    patches = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]) @ kernel  # (BHW, 4 * 4 * C)
-    patches = patches.view(batch, height, width, 4, 4 * channels)
-    rows = patches[:, :, :, 1:3].permute(0, 1, 3, 2, 4).contiguous()  # (B, H, 2, W, 4C)
-    rows[:, 1:, 0] += patches[:, :-1, :, 3]
-    rows[:, :-1, 1] += patches[:, 1:, :, 0]
-    rows = rows.view(batch, 2 * height, width, 4, channels)
-    out = rows[:, :, :, 1:3] + bias  # (B, 2H, W, 2, C)
-    out[:, :, 1:, 0] += rows[:, :, :-1, 3]
-    out[:, :, :-1, 1] += rows[:, :, 1:, 0]
-    return out.view(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+    kernel = weight.permute(2, 3, 1, 0).reshape(-1, inputs)  # (4 * 4 * C, Cin)
+    planes = kernel @ x.permute(0, 2, 3, 1).reshape(-1, inputs).t()  # (4 * 4 * C, BHW)
+    planes = planes.view(4, 4 * channels, batch, height, width)
+    rows = planes[1:3]  # (2, 4C, B, H, W)
+    rows[0, :, :, 1:] += planes[3, :, :, :-1]
+    rows[1, :, :, :-1] += planes[0, :, :, 1:]
+    rows = rows.view(2, 4, channels, batch, height, width)
+    columns = rows[:, 1:3] + bias.view(-1, 1, 1, 1)  # (2, 2, C, B, H, W)
+    columns[:, 0, ..., 1:] += rows[:, 3, ..., :-1]
+    columns[:, 1, ..., :-1] += rows[:, 0, ..., 1:]
+    out = columns.permute(3, 2, 4, 0, 5, 1)  # (B, C, H, 2, W, 2)
+    return out.reshape(batch, channels, 2 * height, 2 * width)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
@@ -89,11 +90,11 @@ class _BernoulliNLL(torch.autograd.Function):
     def forward(ctx, logits: Tensor, x: Tensor) -> Tensor:
         if logits.requires_grad:
             ctx.save_for_backward(torch.sigmoid(logits).sub_(x))
-        logits = logits.float()
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         # log(1 + e^l) - x l = max(l, 0) - log sigmoid(|l|) - x l, stable for every l
         log_sigmoid = torch.sigmoid(logits.abs()).log_()
         return (logits.clamp(min=0).sub_(log_sigmoid)).sum() - torch.dot(
-            logits.reshape(-1), x.float().reshape(-1)
+            logits.reshape(-1), x.to(logits.dtype).reshape(-1)
         )
 
     @staticmethod
@@ -105,7 +106,7 @@ class _BernoulliNLL(torch.autograd.Function):
 def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
     """Negative log-likelihood of images under a Bernoulli decoder, summed over the batch.
 
-    logits, x: (B, C, H, W), x in [0, 1]; returns a 0-d float32 tensor, nats. x takes no gradient.
+    logits, x: (B, C, H, W), x in [0, 1]; returns a 0-d tensor, float32 or wider, nats. x takes no gradient.
     """
     return _BernoulliNLL.apply(logits, x)
 

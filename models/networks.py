@@ -9,7 +9,8 @@ from models.fast import ConvTranspose2d
 class Encoder(nn.Module):
     """Image to the parameters of a diagonal Gaussian.
 
-    Conv 32, 32, 32, 64 (4x4, stride 2, padding 1: 64 -> 32 -> 16 -> 8 -> 4), FC 256, FC 2 * latent_dim.
+    Conv 32, 32, 32, 64 (4x4, stride 2, padding 1: 64 -> 32 -> 16 -> 8 -> 4), FC 256,
+    FC 2 * latent_dim.
     """
 
     def __init__(self, channels: int, latent_dim: int):

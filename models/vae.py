@@ -49,7 +49,7 @@ class VAE(nn.Module):
             return self.decoder(z), z, mu, logvar
 
     def train_step(self, x: Tensor, step: int) -> dict[str, Tensor]:
-        """One optimiser step on x (B, C, H, W) in [0, 1]; returns the objective's terms, detached."""
+        """One optimiser step on x (B, C, H, W) in [0, 1] -> the objective's terms, detached."""
         loss, terms = self.objective(self, x, step)
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()

@@ -41,7 +41,7 @@ class Batches:
 
 
 def mix(*numbers: int) -> int:
-    """One 63-bit seed from several integers (splitmix64 finaliser), well spread for small inputs."""
+    """One 63-bit seed from several integers (splitmix64), well spread for small inputs."""
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF

@@ -1,0 +1,72 @@
+"""The fast operators are the plain layers: same values, same gradients, same parameters."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.fast import ConvTranspose2d, bernoulli_nll
+
+SHAPES = [(16, 32, 4), (32, 32, 8), (32, 1, 6), (8, 3, 5)]
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "side"), SHAPES)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_transposed_convolution_equals_the_plain_layer(inputs, outputs, side, channels_last):
+    plain = nn.ConvTranspose2d(inputs, outputs, 4, 2, 1)
+    fast = ConvTranspose2d(inputs, outputs, 4, 2, 1)
+    fast.load_state_dict(plain.state_dict())
+    x = torch.randn(3, inputs, side, side + 1)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, y_plain = fast(ours), plain(theirs)
+    torch.testing.assert_close(y, y_plain)
+    gradient = torch.randn_like(y)
+    y.backward(gradient)
+    y_plain.backward(gradient)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    torch.testing.assert_close(fast.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fast.bias.grad, plain.bias.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "side"), [(2, 6, 3), (3, 1, 3), (2, 3, 2)])
+def test_transposed_convolution_passes_gradcheck(inputs, outputs, side):
+    layer = ConvTranspose2d(inputs, outputs, 4, 2, 1).double()
+    x = torch.randn(2, inputs, side, side, dtype=torch.float64, requires_grad=True)
+
+    def function(x, weight, bias):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
+
+    assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
+
+
+def test_bernoulli_nll_equals_binary_cross_entropy_at_every_size_of_logit():
+    logits = torch.tensor([-200.0, -30.0, -1.0, 0.0, 1e-3, 5.0, 40.0, 200.0]).view(2, 1, 2, 2)
+    x = torch.tensor([0.0, 1.0, 0.25, 1.0, 0.0, 1.0, 1.0, 0.5]).view(2, 1, 2, 2)
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    loss, plain = (
+        bernoulli_nll(ours, x),
+        F.binary_cross_entropy_with_logits(theirs, x, reduction="sum"),
+    )
+    torch.testing.assert_close(loss, plain)
+    (2 * loss).backward()
+    (2 * plain).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_bernoulli_nll_passes_gradcheck():
+    logits = torch.randn(2, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    x = torch.rand(2, 1, 4, 4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda value: bernoulli_nll(value, x), (logits,))
+
+
+def test_under_autocast_the_layer_computes_in_bfloat16_close_to_the_plain_one():
+    layer = ConvTranspose2d(32, 1, 4, 2, 1)
+    x = torch.randn(2, 32, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        y.float(), F.conv_transpose2d(x, layer.weight, layer.bias, 2, 1), rtol=0.02, atol=0.02
+    )
