@@ -1,7 +1,7 @@
 """Typed, strict configuration: YAML files, overrides from the command line, one clear sentence."""
 
 from config.loader import ConfigError, apply_overrides, describe, read_yaml, to_yaml, validate
-from config.schema import make_schema, settings_schema
+from config.schema import make_schema, sections_schema
 
 __all__ = [
     "ConfigError",
@@ -9,7 +9,7 @@ __all__ = [
     "describe",
     "make_schema",
     "read_yaml",
-    "settings_schema",
+    "sections_schema",
     "to_yaml",
     "validate",
 ]

@@ -82,13 +82,15 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
     return values
 
 
-def validate(schema: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
-    """`values` checked and completed with defaults, as plain Python values.
+def validate(
+    schema: type[BaseModel], values: dict[str, Any], *, complete: bool = True
+) -> dict[str, Any]:
+    """`values` checked and (if `complete`) completed with defaults, as plain Python values.
 
     Raises ConfigError with one line a mistake: the key, the value, what is allowed.
     """
     try:
-        return schema.model_validate(values).model_dump()
+        return schema.model_validate(values).model_dump(exclude_unset=not complete)
     except ValidationError as error:
         lines = dict.fromkeys(_explain(schema, values, e) for e in error.errors())
         raise ConfigError("\n".join(lines)) from error

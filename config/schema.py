@@ -7,7 +7,7 @@ types, ranges and defaults. A hyperparameter is so declared once, where it is us
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -35,12 +35,21 @@ class Train(Strict):
 
 
 def settings_schema(name: str, function: Callable[..., Any]) -> type[Strict]:
-    """A section with one key per keyword-only argument of `function`."""
+    """A section with one key per keyword-only argument of `function` that has a type."""
     fields: dict[str, Any] = {}
     for key, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY:
+        kind = parameter.annotation
+        if parameter.kind is parameter.KEYWORD_ONLY and kind is not parameter.empty:
             default = ... if parameter.default is parameter.empty else parameter.default
-            fields[key] = (parameter.annotation, default)
+            if get_origin(kind) is tuple:
+                kind = Annotated[kind, Field(strict=False)]  # YAML has lists only
+            fields[key] = (kind, default)
+    return create_model(name, __base__=Strict, **fields)
+
+
+def sections_schema(name: str, functions: dict[str, Callable[..., Any]]) -> type[Strict]:
+    """A mapping with an optional section for each function, by its key."""
+    fields = {key: (settings_schema(key, f) | None, None) for key, f in functions.items()}
     return create_model(name, __base__=Strict, **fields)
 
 

@@ -70,7 +70,8 @@ class ImageData:
     """A data set: images (N, C, H, W) uint8 and the factors that they run through, if known.
 
     levels is the uint8 value that means 1.0; references names the images (name -> index) that
-    pictures start from, three spread over the set if none are given. Raises ValueError if grid and images differ in length.
+    pictures start from, three spread over the set if none are given. Raises ValueError if grid and
+    images differ in length.
     """
 
     name: str

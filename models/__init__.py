@@ -7,6 +7,7 @@ Contract: a model is an nn.Module with
     sample(n, generator) -> z (n, D) from the prior
     span, trained_span: how far a traversal goes, and which part of that was trained (None: all)
     information(x) -> (D,) nats that each latent carries, called `information_name`
+and, where it can tell, warnings(terms) -> what is wrong with a training, in words.
 Random numbers come from torch's global generator; the loop seeds it before every step.
 """
 

@@ -106,7 +106,7 @@ class _BernoulliNLL(torch.autograd.Function):
 def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
     """Negative log-likelihood of images under a Bernoulli decoder, summed over the batch.
 
-    logits, x: (B, C, H, W), x in [0, 1]; returns a 0-d tensor, float32 or wider, nats. x takes no gradient.
+    logits, x: (B, C, H, W), x in [0, 1]; returns nats, 0-d, float32 or wider. x takes no gradient.
     """
     return _BernoulliNLL.apply(logits, x)
 

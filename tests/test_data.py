@@ -671,9 +671,7 @@ def test_npz_refuses_another_kind_of_file(tmp_path):
         ({"name": "dsprite"}, ValueError, "dataset.name is 'dsprite', allowed are dsprites, npz"),
         ({"name": "dsprites", "source": "web"}, ValueError, "allowed are 'render' and 'official'"),
         ({"name": "dsprites", "path": "x.npz"}, ValueError, "'render' reads no file"),
-        ({"name": "npz"}, FileNotFoundError, "dataset.path is None"),
         ({"name": "npz", "path": "/none.npz"}, FileNotFoundError, "dataset.path is /none.npz"),
-        ({"name": "npz", "path": "x", "source": "official"}, ValueError, "has no sources"),
     ],
 )
 def test_choices_that_do_not_exist(arguments, error, reason):

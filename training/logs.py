@@ -21,8 +21,13 @@ class Log:
             _drop_rows_after(self.folder / name, step)
         self._board = None
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # an optional package
-
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ValueError(
+                    "train.tensorboard: true is not allowed without the package tensorboard; "
+                    "install it (pip install tensorboard) or set it to false"
+                ) from error
             self._board = SummaryWriter(self.folder / "tensorboard", purge_step=step + 1)
 
     def row(self, step: int, images: int, terms: dict[str, float], images_per_s: float) -> None:

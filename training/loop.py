@@ -2,6 +2,7 @@
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,7 @@ def train(
     rank, size = batches.rank, batches.batch_size
     device = next(model.parameters()).device
     window = _Window(start.get("window"), device)
+    warned: set[str] = set()
     last_row, bar = (time.perf_counter(), start["step"]), _bar(start["step"], steps, size)
 
     def save(step: int) -> None:
@@ -112,6 +114,8 @@ def train(
                 now = time.perf_counter()
                 log.row(done, done * size, terms, (done - last_row[1]) * size / (now - last_row[0]))
                 window, last_row = _Window(None, device), (now, done)
+                for warning in _new_warnings(model, terms, warned):
+                    bar.write(f"warning at step {done:,}: {warning}", file=sys.stderr)
                 bar.set_description(f"step {done:,}/{steps:,}", refresh=False)
                 bar.set_postfix({n: f"{v:.4g}" for n, v in terms.items() if n in SHOWN})
             if done % draw_every == 0 or done == steps:
@@ -123,6 +127,16 @@ def train(
             if interrupt.signal and done < steps:
                 return interrupt.signal
     return None
+
+
+def _new_warnings(model: nn.Module, terms: dict[str, float], warned: set[str]) -> list[str]:
+    """What the model finds wrong with its terms and had not found at the last row."""
+    found = model.warnings(terms) if hasattr(model, "warnings") else []
+    kinds = {text.partition(":")[0]: text for text in found}  # numbers behind the colon change
+    new = [text for kind, text in kinds.items() if kind not in warned]
+    warned.clear()
+    warned.update(kinds)
+    return new
 
 
 SHOWN = ("recon", "kl", "d_loss", "g_loss", "mi")  # terms on the progress bar

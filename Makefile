@@ -1,0 +1,39 @@
+# Every target makes the environment that it needs first; nothing outside this folder is touched.
+PYTHON ?= python3
+SEEDS = 0 1 2
+RUN = .venv/bin/python
+
+.PHONY: train test lint results bench
+train: .venv/ready            ## the beta-VAE of config/twoD.yaml; again: goes on or says complete
+	$(RUN) train.py --config config/twoD.yaml
+
+test: .venv/ready-dev lint    ## the whole test suite
+	$(RUN) -m pytest
+
+lint: .venv/ready-dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+results: .venv/ready          ## what res/2dshapes holds: train all seeds, score, publish
+	for seed in $(SEEDS); do \
+	  $(RUN) train.py --config config/twoD_vae.yaml seed=$$seed || exit; \
+	  $(RUN) train.py --config config/twoD.yaml seed=$$seed || exit; \
+	done
+	$(RUN) evaluate.py --checkpoint $(SEEDS:%=runs/twoD_vae/seed%) $(SEEDS:%=runs/twoD/seed%) --json res/2dshapes/metrics.json
+	$(RUN) publish.py --run runs/twoD_vae/seed0 --name vae1
+	$(RUN) publish.py --run runs/twoD/seed0 --name vae4
+
+bench: .venv/ready            ## seconds of every metric
+	$(RUN) benchmarks/metrics.py
+
+.venv/bin/python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=...')"
+	$(PYTHON) -m venv .venv
+
+.venv/ready: .venv/bin/python requirements.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/ready-dev: .venv/ready requirements-dev.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
