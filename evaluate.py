@@ -59,6 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("overrides", nargs="*", metavar="metric.key=value", help="mig.num_bins=10")
     options = parser.parse_args(arguments)
+    # a list of paths swallows the overrides behind it
+    paths = [path for path in options.checkpoint or () if "=" not in str(path)]
+    options.overrides += [str(path) for path in options.checkpoint or () if "=" in str(path)]
     try:
         settings = metric_settings(options.config, options.overrides)
         if options.seed < 0:
@@ -74,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(table({options.codes.name: scores}))
             result = scores
         else:
-            result = score_checkpoints(options.checkpoint, options.out, options.device, score)
+            result = score_checkpoints(paths, options.out, options.device, score)
         if options.codes and options.out:
             options.out.mkdir(parents=True, exist_ok=True)
             _write_json(options.out / "metrics.json", result)
@@ -272,10 +275,21 @@ def summarise(
                 mean = float(np.mean(values))
                 summary[name][key] = {"mean": mean, "spread": spread, "n": len(values)}
         if len(codes[name]) > 1:
-            agreement = udr(codes[name], np.random.default_rng(seed))
-            summary[name]["udr"] = {"mean": agreement.score, "spread": None, "n": len(codes[name])}
-            summary[name]["udr"]["scores"] = agreement.settings["scores"]
+            summary[name]["udr"] = _agreement(codes[name], seed)
     return summary
+
+
+def _agreement(runs: list[np.ndarray], seed: int) -> dict[str, Any]:
+    """UDR of the runs of one configuration: the mean, and the score of every run."""
+    samples = min(10_000, len(runs[0]))
+    try:
+        result = udr(runs, np.random.default_rng(seed), num_samples=samples)
+    except ValueError as error:
+        return {"mean": None, "reason": str(error), "n": len(runs)}
+    scores = result.settings["scores"]
+    return {"mean": result.score, "spread": float(np.std(scores, ddof=1)), "n": len(runs)} | {
+        "scores": scores
+    }
 
 
 def summary_table(summary: dict[str, Any]) -> str:
@@ -283,6 +297,9 @@ def summary_table(summary: dict[str, Any]) -> str:
     lines = []
     for name, scores in summary.items():
         for key, s in scores.items():
+            if s["mean"] is None:
+                lines.append(f"{name}  {key}: - ({s['reason']})")
+                continue
             spread = "" if s["spread"] is None else f" +- {s['spread']:.4f}"
             lines.append(f"{name}  {key}: {s['mean']:.4f}{spread} (n = {s['n']})")
     return "\n".join(lines)

@@ -418,13 +418,17 @@ def test_one_more_generator_step_moves_only_g():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", NETWORKS)
-def test_training_puts_information_into_the_codes(network):
-    model = make(network, continuous=2, noise=1, lr_d=1e-3)
-    steps = 60 if network == "seed" else 120
-    terms = train(model, range(steps), squares(32))
-    assert terms["mi"] > 0.3
-    assert terms["std_fake"] > 0.3 * terms["std_real"]
+@pytest.mark.parametrize(
+    ("network", "steps", "settings"),
+    [("seed", 40, {"instance_noise": 0.5}), ("sn", 60, {"g_steps": 2, "instance_noise": 0.3})],
+)
+def test_training_puts_information_into_the_codes(network, steps, settings):
+    model = make(network, continuous=2, noise=1, **settings)
+    x = squares(32)
+    last = [train(model, range(s, s + 1), x) for s in range(steps)][-steps // 2 :]
+    mean = {name: sum(float(terms[name]) for terms in last) / len(last) for name in last[0]}
+    assert mean["mi"] > 0.3  # untrained: twice -.18
+    assert mean["std_fake"] > 0.3 * mean["std_real"]
 
 
 # --- the contrastive phase

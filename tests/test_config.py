@@ -1,0 +1,111 @@
+"""Configuration: what a user types is used, or refused in one sentence that names it."""
+
+import pytest
+import yaml
+from conftest import CONFIGS
+
+import config
+import train
+
+
+def refused(capsys, *arguments):
+    assert train.main(list(arguments)) == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_published_files_are_valid_and_survive_a_round_trip(path, tmp_path):
+    values = train.resolve(str(path), [])
+    (tmp_path / "again.yaml").write_text(config.to_yaml(values))
+    assert train.resolve(str(tmp_path / "again.yaml"), []) == values
+    assert values["name"] == path.stem
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_published_files_open_with_their_command(path):
+    assert f"python train.py --config config/{path.name}" in path.read_text().splitlines()[0]
+
+
+def test_overrides_reach_every_depth_and_keep_their_type():
+    overrides = ["objective={name: beta_vae}", "objective.beta=8", "seed=3", "model.lr=1e-4"]
+    values = train.resolve("config/twoD.yaml", overrides)
+    assert values["objective"] == {"beta": 8.0, "name": "beta_vae"}
+    assert values["seed"] == 3
+    assert values["model"]["lr"] == 1e-4
+
+
+@pytest.mark.parametrize(("text", "number"), [("1e-4", 1e-4), ("-2E3", -2000.0), (".5e1", 5.0)])
+def test_numbers_with_an_exponent_are_numbers(tmp_path, text, number):
+    path = tmp_path / "x.yaml"
+    path.write_text(f"a: {text}\n")
+    assert config.read_yaml(path) == {"a": number}
+    assert config.apply_overrides({}, [f"a={text}"]) == {"a": number}
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("objective.betta=8", ["unknown key 'objective.betta'; did you mean 'beta'?"]),
+        ("objectiv.beta=8", ["unknown key 'objectiv'; did you mean 'objective'?"]),
+        ("model.latent_dims=8", ["unknown key 'model.latent_dims'", "'latent_dim'"]),
+        ("objective.beta=abc", ["objective.beta", "'abc'", "valid number"]),
+        ("objective.beta=-1", ["objective.beta", "-1", "greater than"]),
+        ("train.steps=0", ["train.steps", "0", "greater than or equal to 1"]),
+        ("train.steps=1.5", ["train.steps", "1.5", "valid integer"]),
+        ("train.batch_size=true", ["train.batch_size", "True", "valid integer"]),
+        ("train.precision=fp8", ["train.precision", "'fp8'", "'auto', 'fp32' or 'bf16'"]),
+        ("objective.name=beta", ["objective.name", "'beta'", "'beta_vae'"]),
+        ("dataset.name=celeba", ["dataset.name", "'celeba'", "'dsprites'"]),
+        ("dataset.source=web", ["dataset.source", "'web'", "'render' or 'official'"]),
+        ("name=a/b", ["name", "'a/b'"]),
+        ("seed", ["'seed' is not of the form key=value"]),
+        ("seed.x=1", ["'seed' is 0, not a section"]),
+        ("objective=null", ["key 'objective' is missing", "'vae' needs one of"]),
+        ("objective=[", ["value of 'objective'", "not YAML"]),
+    ],
+)
+def test_a_mistake_is_named(capsys, override, parts):
+    message = refused(capsys, "--config", "config/twoD.yaml", override)
+    for part in parts:
+        assert part in message
+
+
+def test_an_objective_without_a_name_lists_the_names(capsys):
+    message = refused(capsys, "--config", "config/twoD.yaml", "objective={beta: 4}")
+    assert "objective.name" in message
+    assert "beta_vae" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("a: [1", "not YAML in line"),
+        ("- 1", "must hold a mapping"),
+        ("seed: 1\nseed: 2", "'seed' stands twice (again in line 2)"),
+        ("name: x\n", "key 'train' is missing"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named(capsys, tmp_path, text, part):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    assert part in refused(capsys, "--config", str(path))
+
+
+def test_a_missing_file_is_named(capsys):
+    assert "cannot read none.yaml" in refused(capsys, "--config", "none.yaml")
+
+
+def test_print_config_prints_what_would_run(capsys):
+    assert train.main(["--config", "config/twoD.yaml", "--print-config", "seed=7"]) == 0
+    values = yaml.safe_load(capsys.readouterr().out)
+    assert values == train.resolve("config/twoD.yaml", ["seed=7"])
+
+
+def test_help_lists_every_key(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    text = capsys.readouterr().out
+    for key in ("beta_start", "c_max", "latent_dim", "save_every", "source", "info_weight"):
+        assert key in text

@@ -1,0 +1,51 @@
+"""The rooms import each other only along the arrows of the design."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOMS = {"config", "data", "models", "metrics", "training", "figures"}
+DOORS = {
+    "train.py": {"config", "data", "models", "training", "figures"},
+    "evaluate.py": {"config", "data", "models", "metrics", "training", "figures"},
+    "publish.py": {"training"},
+}
+FILES = [path for room in sorted(ROOMS) for path in sorted(Path(room).rglob("*.py"))]
+
+
+def imported_rooms(path):
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert all(alias.name != "*" for alias in node.names), f"{path}: import *"
+            found.add(node.module.split(".")[0])
+    return found & (ROOMS | {"train", "evaluate", "publish", "tests", "benchmarks"})
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_room_imports_only_itself(path):
+    assert imported_rooms(path) <= {path.parts[0]}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_door_imports_what_is_behind_it(door):
+    assert imported_rooms(Path(door)) <= DOORS[door]
+
+
+@pytest.mark.parametrize("path", sorted(Path("metrics").glob("*.py")), ids=str)
+def test_no_metric_touches_a_network(path):
+    names = {
+        alias.name.split(".")[0]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    assert not names & {"torch", "torchvision"}
+
+
+def test_every_room_was_looked_at():
+    assert {path.parts[0] for path in FILES} == ROOMS

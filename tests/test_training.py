@@ -1,0 +1,330 @@
+"""Runs: resume bit for bit, stop on request, lose nothing, refuse what does not fit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS
+
+import publish
+import train
+from training import (
+    Batches,
+    CheckpointError,
+    RunFolder,
+    RunFolderError,
+    choose_device,
+    choose_precision,
+    load_checkpoint,
+    save_checkpoint,
+)
+from training.batches import mix
+from training.checkpoint import write_atomically
+from training.logs import Log
+
+PICTURES = ["curves.png", "fixed.png", "random.png", "recon.png", "traversal.gif", "training.gif"]
+FILES = [*PICTURES, "config.yaml", "run.json", "log.csv", "speed.csv", "checkpoint.pt"]
+
+
+def test_every_image_comes_once_an_epoch_in_an_order_of_its_own():
+    batches = Batches(10, 4, seed=1)
+    stream = torch.cat([batches[step] for step in range(10)]).tolist()
+    epochs = [stream[start : start + 10] for start in range(0, 40, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert stream[:10] != torch.cat([Batches(10, 4, seed=2)[s] for s in range(3)]).tolist()[:10]
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    batches = Batches(1000, 64, seed=5)
+    assert batches[40].tolist() == Batches(1000, 64, seed=5)[40].tolist()
+
+
+def test_a_batch_larger_than_the_data_set_wraps_around():
+    assert sorted(Batches(3, 9, seed=0)[0].tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_ranks_share_the_same_batch():
+    whole = Batches(100, 12, seed=3)[7]
+    parts = [Batches(100, 12, 3, rank, 4)[7] for rank in range(4)]
+    assert torch.stack(parts, 1).flatten().tolist() == whole.tolist()
+    with pytest.raises(ValueError, match=r"train.batch_size: 12 .* 5 processes"):
+        Batches(100, 12, 3, 0, 5)
+
+
+def test_seeds_of_neighbouring_steps_and_ranks_differ():
+    seeds = {mix(seed, step, rank) for seed in range(8) for step in range(64) for rank in range(8)}
+    assert len(seeds) == 8 * 64 * 8
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_a_straight_run_equals_an_interrupted_one_bit_for_bit(command, tmp_path, path):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert train.main(command(path, runs=straight, steps=6)) == 0
+    assert train.main(command(path, runs=broken, steps=3)) == 0
+    assert train.main(command(path, runs=broken, steps=6)) == 0
+    a, b = (load_checkpoint(runs / "small/seed0") for runs in (straight, broken))
+    assert_equal(a, b)
+    for name in ("log.csv", "fixed.png", "random.png", "traversal.gif", "curves.png"):
+        ours, theirs = (runs / "small/seed0" / name for runs in (straight, broken))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+
+
+def assert_equal(a, b, path=""):
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_equal(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            assert_equal(*pair, f"{path}[{i}]")
+    else:
+        assert a == b, path
+
+
+def test_an_interruption_within_a_row_of_the_log_loses_no_term(command, tmp_path, monkeypatch):
+    def run(name):
+        settings = "train.log_every=5", "train.save_every=3"
+        return train.main(command("config/twoD.yaml", *settings, runs=tmp_path / name, steps=7))
+
+    assert run("straight") == 0
+    loop = train.train.__globals__
+
+    def save_then_be_interrupted(path, state):
+        save_checkpoint(path, state)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(loop, "save_checkpoint", save_then_be_interrupted)
+        assert run("broken") == 128 + signal.SIGTERM
+    state = load_checkpoint(tmp_path / "broken/small/seed0")
+    assert (state["step"], state["window"]["count"]) == (3, 3)
+    assert run("broken") == 0
+    straight, broken = (tmp_path / name / "small/seed0/log.csv" for name in ("straight", "broken"))
+    assert straight.read_bytes() == broken.read_bytes()
+
+
+def test_the_run_folder_holds_what_it_should(command, tmp_path, capsys):
+    arguments = command("config/twoD.yaml", "train.draw_every=2")
+    assert train.main(arguments) == 0
+    folder = tmp_path / "runs/small/seed0"
+    assert all((folder / name).stat().st_size > 0 for name in FILES)
+    facts = json.loads((folder / "run.json").read_text())
+    assert {"command", "commit", "hardware", "precision", "train_seconds"} <= facts.keys()
+    out = capsys.readouterr().out
+    assert f"python evaluate.py --checkpoint {folder}" in out
+    before = {name: (folder / name).read_bytes() for name in FILES}
+    assert train.main(arguments) == 0
+    assert "complete" in capsys.readouterr().out
+    assert before == {name: (folder / name).read_bytes() for name in FILES}
+    frames = sorted(path.name for path in (folder / "frames").iterdir())
+    assert frames == ["00000002.png", "00000004.png"]
+
+
+def test_another_configuration_in_the_same_folder_is_refused(command, tmp_path, capsys):
+    assert train.main(command("config/twoD.yaml")) == 0
+    kept = (tmp_path / "runs/small/seed0/checkpoint.pt").read_bytes()
+    assert train.main(command("config/twoD.yaml", "objective.beta=8")) == 2
+    message = capsys.readouterr().err
+    assert "-  beta: 4" in message
+    assert "+  beta: 8" in message
+    assert (tmp_path / "runs/small/seed0/checkpoint.pt").read_bytes() == kept
+
+
+def test_steps_may_grow_but_not_shrink(tmp_path):
+    folder = RunFolder(tmp_path, "train:\n  steps: 5\n")
+    folder.close()
+    RunFolder(tmp_path, "train:\n  steps: 6\n").close()
+    with pytest.raises(RunFolderError, match="steps: 5"):
+        RunFolder(tmp_path, "train:\n  steps: 5\n")
+
+
+def test_two_processes_cannot_share_a_folder(tmp_path):
+    first = RunFolder(tmp_path, "a: 1\n")
+    script = (
+        "from training import RunFolder, RunFolderError\n"
+        f"try: RunFolder({str(tmp_path)!r}, 'a: 1\\n')\n"
+        "except RunFolderError as error: print(error)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "another process is training" in result.stdout
+    first.close()
+
+
+def start(arguments):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "train.py", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(path: Path, seconds=60):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_first_and_says_how_to_go_on(command, tmp_path, number):
+    arguments = command("config/twoD.yaml", "train.save_every=2", steps=100_000)
+    process = start(arguments)
+    wait_for(tmp_path / "runs/small/seed0/checkpoint.pt")
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "The same command goes on" in out
+    state = load_checkpoint(tmp_path / "runs/small/seed0")
+    rows = (tmp_path / "runs/small/seed0/log.csv").read_text().splitlines()
+    assert len(rows) == 1 + state["step"]
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_leaves_a_checkpoint_that_loads(command, tmp_path):
+    arguments = command("config/twoD.yaml", "train.save_every=1", steps=100_000)
+    checkpoint = tmp_path / "runs/small/seed0/checkpoint.pt"
+    last = 0
+    for wait in (0.0, 0.013, 0.4):
+        process = start(arguments)
+        wait_for(checkpoint)
+        before = checkpoint.stat().st_mtime_ns
+        while checkpoint.stat().st_mtime_ns == before and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(wait)
+        process.kill()
+        process.communicate()
+        step = load_checkpoint(checkpoint)["step"]
+        assert step > last
+        last = step
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_with_a_sentence_and_the_last_checkpoint(command, tmp_path):
+    assert train.main(command("config/twoD.yaml", steps=2)) == 0
+    checkpoint = tmp_path / "runs/small/seed0/checkpoint.pt"
+    kept = checkpoint.read_bytes()
+    code = (
+        "import resource, sys, train\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(kept) // 2},) * 2)\n"
+        "sys.exit(train.main(sys.argv[1:]))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, *command("config/twoD.yaml", steps=4)],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert "cannot write" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert checkpoint.read_bytes() == kept
+    assert not list(checkpoint.parent.glob(".checkpoint*"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+    command, tmp_path, capsys
+):
+    assert train.main(command("config/twoD.yaml", "model.lr=1e30", steps=1)) == 1
+    assert "weights" in capsys.readouterr().err
+    assert not (tmp_path / "runs/small/seed0/checkpoint.pt").exists()
+    run = command("config/twoD_vae.yaml", "model.lr=1e6", "train.save_every=1", "name=b", steps=50)
+    assert train.main(run) == 1
+    message = capsys.readouterr().err
+    assert "not finite at step" in message
+    assert load_checkpoint(tmp_path / "runs/b/seed0")["step"] < 50
+
+
+def test_a_torn_checkpoint_is_named(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        load_checkpoint(tmp_path)
+    state = {"config": {}, "image_shape": [1, 64, 64], "model": {}, "step": 3}
+    save_checkpoint(path, state)
+    assert load_checkpoint(tmp_path) == state
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(path)
+    torch.save({"weights": 1}, path)
+    with pytest.raises(CheckpointError, match="not a checkpoint of this project"):
+        load_checkpoint(path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["x.txt"]
+
+
+def test_rows_after_the_checkpoint_are_made_again(tmp_path):
+    log = Log(tmp_path, 0)
+    for step in (1, 2, 3):
+        log.row(step, step * 8, {"recon": step / 3}, 100.0)
+    with open(tmp_path / "log.csv", "a") as file:
+        file.write("4,32,1.2")  # torn by a crash
+    Log(tmp_path, 2).row(3, 24, {"recon": 7.0}, 100.0)
+    assert (tmp_path / "log.csv").read_text().splitlines() == [
+        "step,images,recon",
+        "1,8,0.333333333",
+        "2,16,0.666666667",
+        "3,24,7",
+    ]
+
+
+def test_tensorboard_gets_the_same_terms(command, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert train.main(command("config/twoD.yaml", "train.tensorboard=true")) == 0
+    folder = tmp_path / "runs/small/seed0"
+    events = EventAccumulator(str(folder / "tensorboard")).Reload().Scalars("recon")
+    rows = np.genfromtxt(folder / "log.csv", delimiter=",", names=True)
+    assert [event.step for event in events] == rows["step"].tolist()
+    np.testing.assert_allclose([event.value for event in events], rows["recon"], rtol=1e-6)
+
+
+def test_device_and_precision_are_chosen_or_refused(monkeypatch):
+    assert choose_device("cpu") == torch.device("cpu")
+    cpu = torch.device("cpu")
+    assert choose_precision("fp32", cpu) is torch.float32
+    assert choose_precision("bf16", cpu) is torch.bfloat16
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+    assert choose_precision("auto", cpu) is torch.float32
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"train.device: 'cuda' is not available here"):
+            choose_device("cuda")
+
+
+def test_only_finished_runs_are_published(command, tmp_path, capsys):
+    run, out = tmp_path / "runs/small/seed0", tmp_path / "res"
+    assert publish.main(["--run", str(run), "--name", "a", "--out", str(out)]) == 2
+    assert "there is no checkpoint" in capsys.readouterr().err
+    assert train.main(command("config/twoD.yaml")) == 0
+    assert publish.main(["--run", str(run), "--name", "a", "--out", str(out)]) == 0
+    assert (out / "a_fix.png").read_bytes() == (run / "fixed.png").read_bytes()
+    small, full = load_checkpoint(out / "a.pt"), load_checkpoint(run)
+    assert "optimizers" not in small
+    assert_equal(small["model"], full["model"])

@@ -1,0 +1,150 @@
+"""The VAE and its objectives against closed forms and torch.distributions."""
+
+import functools
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from models import build_model, needs_objective
+from models.objectives import OBJECTIVES
+from models.vae import VAE, gaussian_kl
+
+
+def make(objective="vae", channels=1, latent_dim=10, **settings):
+    torch.manual_seed(0)
+    chosen = functools.partial(OBJECTIVES[objective], **settings)
+    return VAE((channels, 64, 64), chosen, latent_dim=latent_dim)
+
+
+def images(n=4, channels=1):
+    generator = torch.Generator().manual_seed(1)
+    return (torch.rand(n, channels, 64, 64, generator=generator) < 0.1).float()
+
+
+def shapes_of(network, x):
+    found = []
+    for layer in network:
+        x = layer(x)
+        if any(True for _ in layer.parameters()):
+            found.append(tuple(x.shape[1:]))
+    return found
+
+
+@pytest.mark.parametrize(("channels", "latent_dim"), [(1, 10), (3, 32)])
+def test_the_networks_are_the_seed_s_tables(channels, latent_dim):
+    vae = make(channels=channels, latent_dim=latent_dim)
+    trunk = shapes_of(vae.encoder.trunk, images(2, channels))
+    assert trunk == [(32, 32, 32), (32, 16, 16), (32, 8, 8), (64, 4, 4), (256,)]
+    assert vae.encoder.head.out_features == 2 * latent_dim
+    decoder = shapes_of(vae.decoder, torch.zeros(2, latent_dim))
+    assert decoder == [
+        (256,),
+        (256,),
+        (32, 8, 8),
+        (32, 16, 16),
+        (32, 32, 32),
+        (channels, 64, 64),
+    ]
+
+
+def test_kl_is_that_of_torch_distributions():
+    mu, logvar = torch.randn(5, 3), torch.randn(5, 3)
+    expected = kl_divergence(Normal(mu, (0.5 * logvar).exp()), Normal(0.0, 1.0))
+    torch.testing.assert_close(gaussian_kl(mu, logvar), expected)
+
+
+def test_terms_are_nats_per_image():
+    vae, x = make(), images()
+    torch.manual_seed(3)
+    logits, _, mu, logvar = vae(x)
+    likelihood = torch.distributions.Bernoulli(logits=logits).log_prob(x)
+    torch.manual_seed(3)
+    loss, terms = vae.objective(vae, x, 0)
+    torch.testing.assert_close(terms["recon"], -likelihood.sum() / len(x))
+    torch.testing.assert_close(terms["kl"], gaussian_kl(mu, logvar).sum() / len(x))
+    torch.testing.assert_close(loss, terms["recon"] + terms["kl"])
+    torch.testing.assert_close(terms["elbo"], -loss)
+    per_latent = torch.stack([terms[f"kl_{i}"] for i in range(10)])
+    torch.testing.assert_close(per_latent.sum(), terms["kl"])
+
+
+def loss_of(objective, step=0, **settings):
+    vae = make(objective, **settings)
+    torch.manual_seed(3)
+    loss, terms = vae.objective(vae, images(), step)
+    return loss.item(), {name: term.item() for name, term in terms.items()}
+
+
+def test_beta_weighs_the_kl():
+    loss, terms = loss_of("beta_vae", beta=4.0)
+    assert loss == pytest.approx(terms["recon"] + 4 * terms["kl"], rel=1e-6)
+    assert loss_of("beta_vae", beta=1.0)[0] == loss_of("vae")[0]
+
+
+@pytest.mark.parametrize(("step", "capacity"), [(0, 0.0), (5, 12.5), (10, 25.0), (1000, 25.0)])
+def test_capacity_grows_linearly_and_stays(step, capacity):
+    loss, terms = loss_of("capacity_vae", step, gamma=100.0, c_max=25.0, c_steps=10)
+    assert terms["capacity"] == capacity
+    assert loss == pytest.approx(terms["recon"] + 100 * abs(terms["kl"] - capacity), rel=1e-5)
+
+
+@pytest.mark.parametrize(("step", "beta"), [(0, 100.0), (5, math.sqrt(400)), (10, 4), (99, 4)])
+def test_beta_is_annealed_log_linearly(step, beta):
+    settings = {"beta_start": 100.0, "beta": 4.0, "anneal_steps": 10}
+    loss, terms = loss_of("annealed_beta_vae", step, **settings)
+    assert terms["beta"] == pytest.approx(beta, rel=1e-6)
+    assert loss == pytest.approx(terms["recon"] + beta * terms["kl"], rel=1e-6)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_moves_both_networks(objective):
+    vae = make(objective)
+    before = [p.detach().clone() for p in vae.parameters()]
+    terms = vae.train_step(images(), 0)
+    assert all(not term.requires_grad and term.isfinite() for term in terms.values())
+    assert all((p != b).any() for p, b in zip(vae.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_learns_a_handful_of_images(objective):
+    vae, x = make(objective), images(8)
+    first = vae.train_step(x, 0)["recon"].item()
+    for step in range(1, 60):
+        last = vae.train_step(x, step)["recon"].item()
+    assert last < 0.75 * first
+
+
+def test_encode_decode_and_information_fit_the_contract():
+    vae, x = make(channels=3, latent_dim=5).eval(), images(6, 3)
+    codes = vae.encode(x)
+    decoded = vae.decode(codes)
+    assert codes.shape == (6, 5)
+    assert decoded.shape == x.shape
+    assert decoded.min() >= 0
+    assert decoded.max() <= 1
+    torch.testing.assert_close(vae.information(x), gaussian_kl(*vae.posterior(x)).mean(0))
+    draws = vae.sample(20_000, torch.Generator().manual_seed(0))
+    assert draws.mean().abs() < 0.02
+    assert draws.std() == pytest.approx(1, abs=0.02)
+
+
+def test_bfloat16_changes_the_terms_by_less_than_a_hundredth():
+    vae, x = make(), images(16)
+    torch.manual_seed(0)
+    exact = vae.objective(vae, x, 0)[0].item()
+    vae.dtype = torch.bfloat16
+    torch.manual_seed(0)
+    assert vae.objective(vae, x, 0)[0].item() == pytest.approx(exact, rel=0.01)
+    assert vae.encode(x).dtype == torch.float32
+
+
+def test_images_of_another_size_are_refused():
+    with pytest.raises(ValueError, match="64x64"):
+        build_model((1, 28, 28), {"name": "vae"}, {"name": "vae"})
+
+
+def test_only_the_vae_takes_an_objective():
+    assert needs_objective("vae")
+    assert not needs_objective("infogan")
