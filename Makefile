@@ -36,4 +36,6 @@ bench: .venv/ready            ## seconds of every metric
 
 .venv/ready-dev: .venv/ready requirements-dev.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	# the second opinion of the metrics' tests; its own requirements (TensorFlow 1) are not needed
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps disentanglement-lib==1.5
 	touch $@
