@@ -81,9 +81,15 @@ def resolve(path: str, overrides: list[str]) -> dict[str, Any]:
 
 def run(values: dict[str, Any], runs: Path) -> int:
     """Train the run that `values` describe until it is complete or interrupted; its exit code."""
+    device = choose_device(values["train"]["device"])
+    path = runs / values["name"] / f"seed{values['seed']}"
+    with RunFolder(path, config.to_yaml(values)) as folder:
+        return run_in(folder, values, device)
+
+
+def run_in(folder: RunFolder, values: dict[str, Any], device: torch.device) -> int:
+    """`run` in a folder that is this process's own."""
     settings, seed = values["train"], values["seed"]
-    device = choose_device(settings["device"])
-    folder = RunFolder(runs / values["name"] / f"seed{seed}", config.to_yaml(values))
     checkpoint = folder / "checkpoint.pt"
     state = load_checkpoint(checkpoint) if checkpoint.exists() else None
     if state and state["step"] >= settings["steps"] and (folder / LAST_PICTURE).exists():

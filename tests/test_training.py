@@ -144,23 +144,22 @@ def test_another_configuration_in_the_same_folder_is_refused(command, tmp_path, 
 
 
 def test_steps_may_grow_but_not_shrink(tmp_path):
-    folder = RunFolder(tmp_path, "train:\n  steps: 5\n")
-    folder.close()
-    RunFolder(tmp_path, "train:\n  steps: 6\n").close()
+    for steps in (5, 6, 6):
+        with RunFolder(tmp_path, f"train:\n  steps: {steps}\n"):
+            pass
     with pytest.raises(RunFolderError, match="steps: 5"):
         RunFolder(tmp_path, "train:\n  steps: 5\n")
 
 
 def test_two_processes_cannot_share_a_folder(tmp_path):
-    first = RunFolder(tmp_path, "a: 1\n")
     script = (
         "from training import RunFolder, RunFolderError\n"
         f"try: RunFolder({str(tmp_path)!r}, 'a: 1\\n')\n"
         "except RunFolderError as error: print(error)"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    with RunFolder(tmp_path, "a: 1\n"):
+        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "another process is training" in result.stdout
-    first.close()
 
 
 def start(arguments):

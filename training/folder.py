@@ -19,7 +19,7 @@ class RunFolderError(ValueError):
 
 
 class RunFolder:
-    """`runs/<name>/seed<k>/`: opened by one process at a time, for one configuration only.
+    """`runs/<name>/seed<k>/`: a context; open to one process at a time, for one configuration only.
 
     `config_text` is the resolved configuration as YAML; a folder that holds another one is refused
     with the difference (only train.steps may grow). Raises RunFolderError.
@@ -53,7 +53,10 @@ class RunFolder:
                 "or remove that folder."
             )
 
-    def close(self) -> None:
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """Let other processes in."""
         self._lock.release()
 
