@@ -28,7 +28,7 @@ bench: .venv/ready            ## seconds of every metric
 
 .venv/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=...')"
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "python's venv module is needed (Debian: python3-venv)"; exit 1; }
 
 .venv/ready: .venv/bin/python requirements.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

@@ -23,7 +23,7 @@ from figures.run import draw_run
 from metrics import METRICS, as_samples, dci, dci_fast, score_all, select, udr
 from models import build_model
 from models.fast import keep_freed_memory
-from training import choose_device, choose_precision, load_checkpoint
+from training import choose_device, choose_precision, hardware, load_checkpoint, provenance
 from training.checkpoint import write_atomically
 
 DEFAULT_METRICS = "beta_vae_paper,factor_vae,mig"
@@ -60,9 +60,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="metric.key=value", help="mig.num_bins=10")
     options = parser.parse_args(arguments)
     # a list of paths swallows the overrides behind it
-    paths = [path for path in options.checkpoint or () if "=" not in str(path)]
-    options.overrides += [str(path) for path in options.checkpoint or () if "=" in str(path)]
+    given = options.checkpoint or []
+    paths = [path for path in given if "=" not in str(path) or path.exists()]
+    options.overrides += [str(path) for path in given if path not in paths]
     try:
+        if options.checkpoint and not paths:
+            raise ValueError("--checkpoint: no path was given")
+        for folder in filter(None, (options.out, options.json and options.json.parent)):
+            folder.mkdir(parents=True, exist_ok=True)  # a bad one fails now, not after the work
         settings = metric_settings(options.config, options.overrides)
         if options.seed < 0:
             raise ValueError(f"--seed: {options.seed} is not allowed; allowed: 0 or more")
@@ -79,13 +84,15 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             result = score_checkpoints(paths, options.out, options.device, score)
         if options.codes and options.out:
-            options.out.mkdir(parents=True, exist_ok=True)
             _write_json(options.out / "metrics.json", result)
         if options.json:
             _write_json(options.json, result)
     except (ValueError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("evaluate.py: stopped", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -103,6 +110,8 @@ def score_arrays(path: Path, score: dict[str, Any]) -> dict[str, dict[str, Any]]
     """Scores of the codes in an npz file. Raises ValueError where it does not hold what it must."""
     if not path.is_file():
         raise ValueError(f"--codes: there is no file {path}")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"--codes: {path} is not an npz file of plain arrays")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
@@ -115,7 +124,7 @@ def score_arrays(path: Path, score: dict[str, Any]) -> dict[str, dict[str, Any]]
         )
     factors = arrays.get("factors")
     if factors is None:
-        sizes = tuple(int(size) for size in arrays["sizes"])
+        sizes = tuple(int(size) for size in np.atleast_1d(arrays["sizes"]))
         if np.prod(sizes) != len(arrays["codes"]):
             raise ValueError(
                 f"--codes: sizes {sizes} make {np.prod(sizes)} combinations, "
@@ -132,6 +141,8 @@ def score_checkpoints(
     """Encode, score and draw every checkpoint; one table; the JSON of all."""
     keep_freed_memory()
     device, loaded, results, all_codes = choose_device(device), {}, {}, defaultdict(list)
+    seen: dict[str, Path] = {}
+    groups: dict[str, dict[str, Any]] = {}
     for path in paths:
         state = load_checkpoint(path)
         values = state["config"]
@@ -143,15 +154,28 @@ def score_checkpoints(
             raise ValueError(f"{path}: the data set '{data.name}' has no factors to score against")
         model = restore(state, device)
         label = f"{values['name']} seed {values['seed']}"
+        if state["step"] < values["train"]["steps"]:
+            label += f" (step {state['step']:,} of {values['train']['steps']:,})"
+        run = json.dumps(values, sort_keys=True)
+        if run in seen:
+            raise ValueError(f"{path} is the same run as {seen[run]}: give it once")
+        seen[run] = path
         codes, logvar = encode(model, data, label)
         scores = _score(codes, data.grid, logvar, score)
         images_seen = state["step"] * values["train"]["batch_size"]
         results[str(path)] = {"name": values["name"], "seed": values["seed"]}
         results[str(path)] |= {"images_seen": images_seen, "scores": scores}
         all_codes[values["name"]].append(codes)
+        shared = {key: value for key, value in values.items() if key != "seed"}
+        if groups.setdefault(values["name"], shared) != shared:
+            raise ValueError(f"{path}: runs named '{values['name']}' differ in more than the seed")
         folder = _folder(path, out, values, several=len(paths) > 1)
         draw(model, data, folder, scores, label)
         _write_json(folder / "metrics.json", scores)
+        facts = {"checkpoint": str(path), "step": state["step"], "images_seen": images_seen}
+        facts |= {"precision": str(model.dtype).removeprefix("torch."), "seed": score["seed"]}
+        facts |= provenance() | {"hardware": hardware(device)}
+        _write_json(folder / "evaluation.json", facts)
         print(f"{label}: metrics.json and pictures are in {folder}")
     print(table({_label(path, r): r["scores"] for path, r in results.items()}))
     if len(paths) == 1:
@@ -170,7 +194,7 @@ def restore(state: dict[str, Any], device: torch.device) -> nn.Module:
     model = build_model(tuple(state["image_shape"]), values["model"], values["objective"])
     model.load_state_dict(state["model"])
     model = model.to(device, memory_format=torch.channels_last).eval()
-    model.dtype = choose_precision("auto", device)
+    model.dtype = choose_precision(values["train"]["precision"], device)
     return model
 
 
@@ -306,6 +330,7 @@ def summary_table(summary: dict[str, Any]) -> str:
 
 
 def _write_json(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1) + "\n"
     write_atomically(path, lambda file: file.write_text(text))
 

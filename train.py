@@ -7,7 +7,6 @@ import argparse
 import functools
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--print-config", action="store_true", help="print the resolved configuration and stop"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="objective.beta=8 seed=3")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         values = resolve(options.config, options.overrides)
         if options.print_config:
@@ -60,6 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:  # bad input, or a disk that is full
         print(f"train.py: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print(
+            "train.py: stopped; the same command goes on from the last checkpoint", file=sys.stderr
+        )
+        return 128 + signal.SIGINT
     except NonFiniteError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
@@ -84,7 +88,11 @@ def run(values: dict[str, Any], runs: Path) -> int:
     device = choose_device(values["train"]["device"])
     path = runs / values["name"] / f"seed{values['seed']}"
     with RunFolder(path, config.to_yaml(values)) as folder:
-        return run_in(folder, values, device)
+        try:
+            return run_in(folder, values, device)
+        except OSError as error:
+            kept = "the last checkpoint is intact, the same command goes on from it"
+            raise OSError(f"{error} ({path}: {kept})") from error
 
 
 def run_in(folder: RunFolder, values: dict[str, Any], device: torch.device) -> int:
@@ -98,6 +106,11 @@ def run_in(folder: RunFolder, values: dict[str, Any], device: torch.device) -> i
 
     keep_freed_memory()
     data = load_dataset(**values["dataset"]).to(device)
+    if state and (state["images"], tuple(state["image_shape"])) != (len(data), data.image_shape):
+        raise ValueError(
+            f"{checkpoint} was trained on {state['images']:,} images of {state['image_shape']}, "
+            f"but the data set now has {len(data):,} of {list(data.image_shape)}"
+        )
     torch.manual_seed(seed)  # of the initial weights
     model = build_model(data.image_shape, values["model"], values["objective"])
     model = model.to(device, memory_format=torch.channels_last)
@@ -109,13 +122,14 @@ def run_in(folder: RunFolder, values: dict[str, Any], device: torch.device) -> i
         for name, optimizer in model.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         print(f"Going on from step {state['step']:,} in {folder.path}", file=sys.stderr)
-    start = state or {"step": 0, "config": values, "image_shape": list(data.image_shape)}
+    start = state or {"step": 0, "image_shape": list(data.image_shape), "images": len(data)}
     start["config"] = values
 
-    log = Log(folder.path, start["step"], settings["tensorboard"])
-    frames = Frames(folder / "frames", start["step"], model)
-    folder.describe(provenance() | {"hardware": hardware(device), "precision": str(model.dtype)})
-    begun = time.time()
+    (folder / LAST_PICTURE).unlink(missing_ok=True)  # of a shorter run: it marks completeness
+    log = Log(folder.path, start["step"], settings["log_every"], settings["tensorboard"])
+    frames = Frames(folder / "frames", start["step"], settings["draw_every"], model)
+    facts = {"from_step": start["step"], "precision": str(model.dtype).removeprefix("torch.")}
+    folder.describe(start=provenance() | facts | {"hardware": hardware(device)})
     stopped_by = train(
         model,
         functools.partial(data.batch, dtype=model.dtype),
@@ -129,7 +143,6 @@ def run_in(folder: RunFolder, values: dict[str, Any], device: torch.device) -> i
         draw=frames.add,
     )
     log.close()
-    folder.describe({"train_seconds": folder.facts().get("train_seconds", 0) + time.time() - begun})
     if stopped_by:
         name = signal.Signals(stopped_by).name
         print(f"Stopped by {name}, saved in {folder.path}. The same command goes on from here.")
@@ -139,12 +152,17 @@ def run_in(folder: RunFolder, values: dict[str, Any], device: torch.device) -> i
     random_images = data.batch(data.random_index(2048, seed=0))
     draw_run(model, folder.path, data.reference_images(), random_images, title=title)
     draw_training(folder.path, frames.all(), title=title)
-    print(f"Done: {folder.path}. {_next(folder)}")
+    images_seen = settings["steps"] * settings["batch_size"]
+    folder.describe(images_seen=images_seen, train_seconds=round(log.seconds(), 1))
+    print(f"Done: {folder.path}." + (f" {_next(folder)}" if data.grid else ""))
     return 0
 
 
 def _next(folder: RunFolder) -> str:
-    return f"Next: python evaluate.py --checkpoint {folder.path}"
+    python = Path(sys.executable)
+    here = python.is_relative_to(Path.cwd())
+    name = python.relative_to(Path.cwd()) if here else "python"
+    return f"Next: {name} evaluate.py --checkpoint {folder.path}"
 
 
 if __name__ == "__main__":

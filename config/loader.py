@@ -15,7 +15,7 @@ class ConfigError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number (YAML 1.2) and refuses a key given twice."""
+    """SafeLoader with the scalars of YAML 1.2 that refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -28,11 +28,24 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+# Plain scalars as YAML 1.2 reads them: 1e-4 is a number, 010 is ten, 1:30 and yes are text.
+_SCALARS = {
+    "null": (r"~|null|Null|NULL|", "~nN"),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?[0-9]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+}
+_Loader.yaml_implicit_resolvers = {}
+for _kind, (_pattern, _first) in _SCALARS.items():
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}",
+        re.compile(f"^(?:{_pattern})$"),
+        [*_first, *([""] if _kind == "null" else [])],
+    )
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value, 10))
 
 
 def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
@@ -68,6 +81,8 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
         if not equals or not key:
             raise ConfigError(f"'{override}' is not of the form key=value (objective.beta=8)")
         section, _, leaf = key.rpartition(".")
+        if "." in section:
+            raise ConfigError(f"unknown key '{key}'; keys have two levels, such as objective.beta")
         target = values
         if section:
             target = values.setdefault(section, {})

@@ -73,7 +73,10 @@ def make_schema(
     return create_model(
         "Run",
         __base__=Strict,
-        name=(str, Field(pattern=r"^[\w.-]+$", description="the run goes to runs/<name>/seed<k>")),
+        name=(
+            str,
+            Field(pattern=r"^\w[\w.-]*$", description="the run goes to runs/<name>/seed<k>"),
+        ),
         seed=(int, Field(0, ge=0, lt=2**31)),
         dataset=(_choice(datasets), ...),
         model=(_choice(models), ...),

@@ -23,13 +23,14 @@ def fixed_noise(model: nn.Module, n: int) -> Tensor:
 class Frames:
     """What the fixed noise looks like as training proceeds, one small file each in `folder`.
 
-    Frames after `step` (made between the last checkpoint and a crash) are dropped first.
+    Frames after `step` (made between the last checkpoint and a crash), and one off the grid of
+    `every` steps (the end of a run that now goes on), are dropped first.
     """
 
-    def __init__(self, folder: Path, step: int, model: nn.Module, n: int = 48):
+    def __init__(self, folder: Path, step: int, every: int, model: nn.Module, n: int = 48):
         self.folder, self.model, self.z = Path(folder), model, fixed_noise(model, n)
         for path in self.folder.glob("*.png"):
-            if int(path.stem) > step:
+            if int(path.stem) > step or int(path.stem) % every:
                 path.unlink()
 
     def add(self, step: int) -> None:

@@ -1,7 +1,6 @@
 """The operators that decide training speed on a CPU: same maths as torch's layers, other kernels.
 
-Each one is here because it was measured (benchmarks/train_speed.py) and each is held against the
-plain layer and against finite differences by tests/test_fast.py.
+Each is held against the plain layer and against finite differences by tests/test_fast.py.
 """
 
 import ctypes

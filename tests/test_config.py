@@ -36,8 +36,11 @@ def test_overrides_reach_every_depth_and_keep_their_type():
     assert values["model"]["lr"] == 1e-4
 
 
-@pytest.mark.parametrize(("text", "number"), [("1e-4", 1e-4), ("-2E3", -2000.0), (".5e1", 5.0)])
-def test_numbers_with_an_exponent_are_numbers(tmp_path, text, number):
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1e-4", 1e-4), ("-2E3", -2000.0), (".5e1", 5.0), ("010", 10), ("1:30", "1:30"), ("~", None)],
+)
+def test_scalars_are_those_of_yaml_1_2(tmp_path, text, number):
     path = tmp_path / "x.yaml"
     path.write_text(f"a: {text}\n")
     assert config.read_yaml(path) == {"a": number}
@@ -59,6 +62,9 @@ def test_numbers_with_an_exponent_are_numbers(tmp_path, text, number):
         ("objective.name=beta", ["objective.name", "'beta'", "'beta_vae'"]),
         ("dataset.name=celeba", ["dataset.name", "'celeba'", "'dsprites'"]),
         ("dataset.source=web", ["dataset.source", "'web'", "'render' or 'official'"]),
+        ("name=..", ["name", "'..'"]),
+        ("model.lr=.inf", ["model.lr", "finite"]),
+        ("objective.beta.x=3", ["unknown key 'objective.beta.x'"]),
         ("name=a/b", ["name", "'a/b'"]),
         ("seed", ["'seed' is not of the form key=value"]),
         ("seed.x=1", ["'seed' is 0, not a section"]),

@@ -104,13 +104,14 @@ def test_an_interruption_within_a_row_of_the_log_loses_no_term(command, tmp_path
 
     def save_then_be_interrupted(path, state):
         save_checkpoint(path, state)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if state["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setitem(loop, "save_checkpoint", save_then_be_interrupted)
         assert run("broken") == 128 + signal.SIGTERM
     state = load_checkpoint(tmp_path / "broken/small/seed0")
-    assert (state["step"], state["window"]["count"]) == (3, 3)
+    assert (state["step"], state["window"]["count"]) == (4, 4)
     assert run("broken") == 0
     straight, broken = (tmp_path / name / "small/seed0/log.csv" for name in ("straight", "broken"))
     assert straight.read_bytes() == broken.read_bytes()
@@ -122,7 +123,10 @@ def test_the_run_folder_holds_what_it_should(command, tmp_path, capsys):
     folder = tmp_path / "runs/small/seed0"
     assert all((folder / name).stat().st_size > 0 for name in FILES)
     facts = json.loads((folder / "run.json").read_text())
-    assert {"command", "commit", "hardware", "precision", "train_seconds"} <= facts.keys()
+    assert facts["images_seen"] == 4 * 8
+    assert facts["train_seconds"] > 0
+    (start,) = facts["starts"]
+    assert {"command", "commit", "hardware", "precision", "from_step"} <= start.keys()
     out = capsys.readouterr().out
     assert f"python evaluate.py --checkpoint {folder}" in out
     before = {name: (folder / name).read_bytes() for name in FILES}
@@ -144,11 +148,18 @@ def test_another_configuration_in_the_same_folder_is_refused(command, tmp_path, 
 
 
 def test_steps_may_grow_but_not_shrink(tmp_path):
+    (tmp_path / "checkpoint.pt").touch()
     for steps in (5, 6, 6):
         with RunFolder(tmp_path, f"train:\n  steps: {steps}\n"):
             pass
     with pytest.raises(RunFolderError, match="steps: 5"):
         RunFolder(tmp_path, "train:\n  steps: 5\n")
+
+
+def test_a_folder_that_never_saved_takes_another_configuration(tmp_path):
+    for text in ("dataset: {source: official}\n", "dataset: {source: render}\n"):
+        with RunFolder(tmp_path, text):
+            assert (tmp_path / "config.yaml").read_text() == text
 
 
 def test_two_processes_cannot_share_a_folder(tmp_path):
@@ -293,6 +304,51 @@ def test_rows_after_the_checkpoint_are_made_again(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("torn", ["", "step,ima"])
+def test_a_log_torn_before_its_first_row_is_begun_again(tmp_path, torn):
+    (tmp_path / "log.csv").write_text(torn)
+    Log(tmp_path, 0).row(1, 8, {"recon": 1.0}, 100.0)
+    assert (tmp_path / "log.csv").read_text() == "step,images,recon\n1,8,1\n"
+
+
+def test_pictures_cut_short_after_more_steps_are_drawn(command, tmp_path, monkeypatch):
+    assert train.main(command("config/twoD.yaml", steps=2)) == 0
+    pictures = tmp_path / "runs/small/seed0"
+    short = (pictures / "curves.png").read_bytes()
+
+    def killed(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "draw_run", killed)
+        assert train.main(command("config/twoD.yaml", steps=4)) == 130
+    assert train.main(command("config/twoD.yaml", steps=4)) == 0
+    assert (pictures / "training.gif").exists()
+    assert (pictures / "curves.png").read_bytes() != short
+
+
+def test_a_longer_run_redoes_the_provisional_last_row_and_frame(command, tmp_path):
+    every = "train.log_every=3", "train.draw_every=3"
+    for runs, all_steps in {"straight": [8], "grown": [4, 8]}.items():
+        for steps in all_steps:
+            run = command("config/twoD.yaml", *every, runs=tmp_path / runs, steps=steps)
+            assert train.main(run) == 0
+    for name in ("log.csv", "training.gif", "curves.png"):
+        straight, grown = (tmp_path / runs / "small/seed0" / name for runs in ("straight", "grown"))
+        assert straight.read_bytes() == grown.read_bytes(), name
+
+
+def test_data_that_changed_under_a_run_are_refused(command, squares, tmp_path, capsys):
+    own = tmp_path / "own.npz"
+    images = np.load(squares)["images"]
+    np.savez(own, images=images)
+    data = f"dataset={{name: npz, path: {own}}}"
+    assert train.main(command("config/twoD.yaml", data, steps=2)) == 0
+    np.savez(own, images=images[:40])
+    assert train.main(command("config/twoD.yaml", data, steps=4)) == 2
+    assert "was trained on 48 images" in capsys.readouterr().err
+
+
 def test_tensorboard_gets_the_same_terms(command, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -313,7 +369,7 @@ def test_device_and_precision_are_chosen_or_refused(monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
     assert choose_precision("auto", cpu) is torch.float32
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match=r"train.device: 'cuda' is not available here"):
+        with pytest.raises(ValueError, match=r"device: 'cuda' is not available here"):
             choose_device("cuda")
 
 

@@ -53,11 +53,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     path = Path(path)
     if path.is_dir():
         path = path / "checkpoint.pt"
-    if not path.exists():
+    if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except PermissionError:
+        raise
+    except (
+        # what torch raises for bytes that it did not write, by where it stumbles
+        *(RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError),
+        *(pickle.UnpicklingError, zipfile.BadZipFile),
+    ) as error:
         raise CheckpointError(f"{path} is damaged or not a checkpoint of this project") from error
     if not isinstance(state, dict) or not {"config", "image_shape", "model", "step"} <= set(state):
         raise CheckpointError(f"{path} is not a checkpoint of this project")

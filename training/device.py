@@ -10,7 +10,7 @@ import torch
 
 
 def choose_device(name: str) -> torch.device:
-    """'auto' (cuda, else mps, else cpu) or the named device; ValueError where it is not there."""
+    """'auto' (cuda, else mps, else cpu) or the named device; ValueError where there is none."""
     there = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -18,9 +18,9 @@ def choose_device(name: str) -> torch.device:
     }
     if name == "auto":
         name = next(device for device, available in there.items() if available)
-    if not there[name]:
+    if not there.get(name):
         available = ", ".join(device for device, yes in there.items() if yes)
-        raise ValueError(f"train.device: '{name}' is not available here; available: {available}")
+        raise ValueError(f"device: '{name}' is not available here; available: auto, {available}")
     return torch.device(name)
 
 

@@ -33,8 +33,10 @@ class RunFolder:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise RunFolderError(f"another process is training in {self.path}") from error
+        for left in self.path.glob(".checkpoint.pt.*"):  # of a process killed while it saved
+            left.unlink()
         config = self.path / "config.yaml"
-        if config.exists():
+        if config.exists() and (self.path / "checkpoint.pt").exists():  # else nothing is lost
             self._refuse_another(config.read_text(encoding="utf-8"), config_text)
         write_atomically(config, lambda file: file.write_text(config_text, encoding="utf-8"))
 
@@ -63,15 +65,14 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def describe(self, facts: dict[str, Any]) -> None:
-        """Merge `facts` into run.json: command, commit, versions, hardware, time."""
-        text = json.dumps(self.facts() | facts, indent=2) + "\n"
-        write_atomically(self.path / "run.json", lambda file: file.write_text(text))
-
-    def facts(self) -> dict[str, Any]:
-        """What run.json holds so far."""
+    def describe(self, *, start: dict[str, Any] | None = None, **facts: Any) -> None:
+        """Write run.json: `facts` of the run, and an entry of `starts` each time it is started."""
         path = self.path / "run.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        known = json.loads(path.read_text()) if path.exists() else {"starts": []}
+        if start:
+            known["starts"].append(start)
+        text = json.dumps(known | facts, indent=2) + "\n"
+        write_atomically(path, lambda file: file.write_text(text))
 
 
 def provenance() -> dict[str, Any]:

@@ -4,21 +4,22 @@ Times go to speed.csv, so that log.csv of the same run is the same file whenever
 """
 
 import csv
-import os
 from pathlib import Path
+
+from training.checkpoint import write_atomically
 
 
 class Log:
-    """Appends rows to log.csv and speed.csv of a run folder, from `step` on.
+    """Appends rows to log.csv and speed.csv of a run folder, from `step` on, one every `every`.
 
-    Rows after `step` (written between the last checkpoint and a crash) are dropped first: the run
-    is about to make them again.
+    Rows after `step` (written between the last checkpoint and a crash) and a provisional row (at
+    the end of a run that now goes on) are dropped first: the run is about to make them again.
     """
 
-    def __init__(self, folder: Path, step: int, tensorboard: bool = False):
+    def __init__(self, folder: Path, step: int, every: int = 1, tensorboard: bool = False):
         self.folder = Path(folder)
         for name in ("log.csv", "speed.csv"):
-            _drop_rows_after(self.folder / name, step)
+            _keep_rows(self.folder / name, step, every)
         self._board = None
         if tensorboard:
             try:
@@ -40,6 +41,17 @@ class Log:
                 self._board.add_scalar(name, value, step)
             self._board.add_scalar("images_per_s", images_per_s, step)
 
+    def seconds(self) -> float:
+        """Time that the run has taken so far, over all interruptions, from speed.csv."""
+        with open(self.folder / "speed.csv", newline="") as file:
+            rows = [(int(r["step"]), float(r["images_per_s"])) for r in csv.DictReader(file)]
+        with open(self.folder / "log.csv", newline="") as file:
+            first = next(csv.DictReader(file))
+        batch_size, seconds, last = int(first["images"]) // int(first["step"]), 0.0, 0
+        for step, speed in rows:
+            seconds, last = seconds + (step - last) * batch_size / speed, step
+        return seconds
+
     def close(self) -> None:
         """Flush what TensorBoard still holds."""
         if self._board is not None:
@@ -55,11 +67,13 @@ def _append(path: Path, row: dict[str, object]) -> None:
         writer.writerow(row)
 
 
-def _drop_rows_after(path: Path, step: int) -> None:
+def _keep_rows(path: Path, step: int, every: int) -> None:
     if not path.exists():
         return
-    header, *rows = path.read_text().splitlines(keepends=True)
-    whole = [row for row in rows if row.endswith("\n") and int(row.split(",", 1)[0]) <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(header + "".join(whole))
-    os.replace(temporary, path)
+    header, *rows = path.read_text().splitlines(keepends=True) or [""]
+    if not header.endswith("\n"):  # torn before the first row
+        path.unlink()
+        return
+    steps = [int(row.split(",", 1)[0]) if row.endswith("\n") else step + 1 for row in rows]
+    kept = [row for row, s in zip(rows, steps, strict=True) if s <= step and s % every == 0]
+    write_atomically(path, lambda file: file.write_text(header + "".join(kept)))

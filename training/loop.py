@@ -108,12 +108,15 @@ def train(
             window.add(model.train_step(batch(batches[step]), step))
             done = step + 1
             bar.update(size)
+            stop = interrupt.signal  # asked once a step: what it decides below must agree
             if done % log_every == 0 or done == steps:
                 terms = window.mean()
                 _refuse_non_finite(done, terms)
                 now = time.perf_counter()
                 log.row(done, done * size, terms, (done - last_row[1]) * size / (now - last_row[0]))
-                window, last_row = _Window(None, device), (now, done)
+                last_row = now, done
+                if done % log_every == 0:  # else the row is provisional: a longer run redoes it
+                    window = _Window(None, device)
                 for warning in _new_warnings(model, terms, warned):
                     bar.write(f"warning at step {done:,}: {warning}", file=sys.stderr)
                 bar.set_description(f"step {done:,}/{steps:,}", refresh=False)
@@ -122,10 +125,10 @@ def train(
                 model.eval()
                 draw(done)
                 model.train()
-            if done % save_every == 0 or done == steps or interrupt.signal:
+            if done % save_every == 0 or done == steps or stop:
                 save(done)
-            if interrupt.signal and done < steps:
-                return interrupt.signal
+            if stop and done < steps:
+                return stop
     return None
 
 
@@ -159,12 +162,15 @@ def _bar(step: int, steps: int, batch_size: int) -> tqdm:
 def _refuse_non_finite(step: int, terms: dict[str, float], model: nn.Module | None = None) -> None:
     bad = {name: value for name, value in terms.items() if not math.isfinite(value)}
     if model is not None and not bad:
-        norms = torch.stack([p.detach().float().norm() for p in model.parameters()])
+        state = [t for t in model.state_dict().values() if t.is_floating_point()]
+        norms = torch.stack([tensor.float().norm() for tensor in state])
         if not bool(norms.isfinite().all()):
             bad = {"weights": math.nan}
     if bad:
         shown = ", ".join(f"{name} = {value}" for name, value in bad.items())
         rest = ", ".join(f"{n} = {v:.4g}" for n, v in terms.items() if n not in bad)
         raise NonFiniteError(
-            f"not finite at step {step}: {shown}" + (f" (others: {rest})" if rest else "")
+            f"not finite at step {step}: {shown}"
+            + (f" (others: {rest})" if rest else "")
+            + "; the last good checkpoint was kept. A lower learning rate may help."
         )
