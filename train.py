@@ -126,8 +126,16 @@ def run_in(folder: RunFolder, values: dict[str, Any], device: torch.device) -> i
     start["config"] = values
 
     (folder / LAST_PICTURE).unlink(missing_ok=True)  # of a shorter run: it marks completeness
-    log = Log(folder.path, start["step"], settings["log_every"], settings["tensorboard"])
-    frames = Frames(folder / "frames", start["step"], settings["draw_every"], model)
+    log = Log(
+        folder.path,
+        start["step"],
+        settings["log_every"],
+        settings["steps"],
+        settings["tensorboard"],
+    )
+    frames = Frames(
+        folder / "frames", start["step"], settings["draw_every"], settings["steps"], model
+    )
     facts = {"from_step": start["step"], "precision": str(model.dtype).removeprefix("torch.")}
     folder.describe(start=provenance() | facts | {"hardware": hardware(device)})
     stopped_by = train(

@@ -24,13 +24,16 @@ class Frames:
     """What the fixed noise looks like as training proceeds, one small file each in `folder`.
 
     Frames after `step` (made between the last checkpoint and a crash), and one off the grid of
-    `every` steps (the end of a run that now goes on), are dropped first.
+    `every` steps that is not the `last` (the end of a run that now goes on), are dropped first.
     """
 
-    def __init__(self, folder: Path, step: int, every: int, model: nn.Module, n: int = 48):
+    def __init__(
+        self, folder: Path, step: int, every: int, last: int, model: nn.Module, n: int = 48
+    ):
         self.folder, self.model, self.z = Path(folder), model, fixed_noise(model, n)
         for path in self.folder.glob("*.png"):
-            if int(path.stem) > step or int(path.stem) % every:
+            made = int(path.stem)
+            if made > step or (made % every and made != last):
                 path.unlink()
 
     def add(self, step: int) -> None:

@@ -10,16 +10,18 @@ from training.checkpoint import write_atomically
 
 
 class Log:
-    """Appends rows to log.csv and speed.csv of a run folder, from `step` on, one every `every`.
+    """Appends rows to log.csv and speed.csv of a run folder, from `step` on, one every `every` and at `last`.
 
     Rows after `step` (written between the last checkpoint and a crash) and a provisional row (at
     the end of a run that now goes on) are dropped first: the run is about to make them again.
     """
 
-    def __init__(self, folder: Path, step: int, every: int = 1, tensorboard: bool = False):
+    def __init__(
+        self, folder: Path, step: int, every: int = 1, last: int = 0, tensorboard: bool = False
+    ):
         self.folder = Path(folder)
         for name in ("log.csv", "speed.csv"):
-            _keep_rows(self.folder / name, step, every)
+            _keep_rows(self.folder / name, step, every, last)
         self._board = None
         if tensorboard:
             try:
@@ -67,7 +69,7 @@ def _append(path: Path, row: dict[str, object]) -> None:
         writer.writerow(row)
 
 
-def _keep_rows(path: Path, step: int, every: int) -> None:
+def _keep_rows(path: Path, step: int, every: int, last: int) -> None:
     if not path.exists():
         return
     header, *rows = path.read_text().splitlines(keepends=True) or [""]
@@ -75,5 +77,6 @@ def _keep_rows(path: Path, step: int, every: int) -> None:
         path.unlink()
         return
     steps = [int(row.split(",", 1)[0]) if row.endswith("\n") else step + 1 for row in rows]
-    kept = [row for row, s in zip(rows, steps, strict=True) if s <= step and s % every == 0]
+    regular = [s <= step and (s % every == 0 or s == last) for s in steps]
+    kept = [row for row, keep in zip(rows, regular, strict=True) if keep]
     write_atomically(path, lambda file: file.write_text(header + "".join(kept)))
