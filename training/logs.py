@@ -10,10 +10,11 @@ from training.checkpoint import write_atomically
 
 
 class Log:
-    """Appends rows to log.csv and speed.csv of a run folder, from `step` on, one every `every` and at `last`.
+    """Appends rows to log.csv and speed.csv of a run folder: every `every` steps and at `last`.
 
-    Rows after `step` (written between the last checkpoint and a crash) and a provisional row (at
-    the end of a run that now goes on) are dropped first: the run is about to make them again.
+    The run goes on from `step`. Rows after it (written between the last checkpoint and a crash) and
+    a provisional row (at the end of a run that now goes on) are dropped first: the run is about to
+    make them again.
     """
 
     def __init__(
