@@ -160,6 +160,7 @@ def _blocks(model, references, information, factor_names=None, values=VALUES, by
     factors = [""] * len(nats) if factor_names is None else factor_names
     if len(factors) != len(nats):
         raise ValueError(f"factor_names: {len(factors)} names given for {len(nats)} latents")
+    factors = [name if n >= ACTIVE_NATS else "" for name, n in zip(factors, nats, strict=True)]
     texts = [f"z{d}  {model.information_name} {n:z.1f}\n{factors[d]}" for d, n in enumerate(nats)]
     labels = [latent_label(text.strip(), n) for text, n in zip(texts, nats, strict=True)]
     steps, codes = torch.linspace(*model.span, values), codes_of(model, references)

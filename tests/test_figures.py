@@ -104,7 +104,7 @@ def test_traversal_cells_hold_what_the_decoder_makes(model, references, tmp_path
 
 
 def test_traversal_names_sorts_and_marks(model, references, tables, tmp_path):
-    names = ["posX 90%", "posY 80%", "", ""]
+    names = ["posX 90%", "posY 80%", "shape 70%", ""]  # z2 is dead: what it follows is noise
     latents.traversal(
         model, tmp_path / "t.png", references, INFORMATION, title="t", factor_names=names
     )
