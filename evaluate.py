@@ -23,7 +23,14 @@ from figures.run import draw_run
 from metrics import METRICS, as_samples, dci, dci_fast, score_all, select, udr
 from models import build_model
 from models.fast import keep_freed_memory
-from training import choose_device, choose_precision, hardware, load_checkpoint, provenance
+from training import (
+    choose_device,
+    choose_precision,
+    hardware,
+    load_checkpoint,
+    provenance,
+    restore,
+)
 from training.checkpoint import write_atomically
 
 DEFAULT_METRICS = "beta_vae_paper,factor_vae,mig"
@@ -150,9 +157,7 @@ def score_checkpoints(
         if key not in loaded:
             loaded = {key: load_dataset(**values["dataset"]).to(device)}
         data = loaded[key]
-        if data.grid is None:
-            raise ValueError(f"{path}: the data set '{data.name}' has no factors to score against")
-        model = restore(state, device)
+        model = model_of(state, path, device)
         label = f"{values['name']} seed {values['seed']}"
         if state["step"] < values["train"]["steps"]:
             label += f" (step {state['step']:,} of {values['train']['steps']:,})"
@@ -160,6 +165,11 @@ def score_checkpoints(
         if run in seen:
             raise ValueError(f"{path} is the same run as {seen[run]}: give it once")
         seen[run] = path
+        if data.grid is None:
+            folder = _folder(path, out, values, several=len(paths) > 1)
+            draw(model, data, folder, {}, label)
+            print(f"{label}: '{data.name}' has no factors to score; pictures are in {folder}")
+            continue
         codes, logvar = encode(model, data, label)
         scores = _score(codes, data.grid, logvar, score)
         images_seen = state["step"] * values["train"]["batch_size"]
@@ -177,8 +187,10 @@ def score_checkpoints(
         facts |= provenance() | {"hardware": hardware(device)}
         _write_json(folder / "evaluation.json", facts)
         print(f"{label}: metrics.json and pictures are in {folder}")
+    if not results:
+        return {}
     print(table({_label(path, r): r["scores"] for path, r in results.items()}))
-    if len(paths) == 1:
+    if len(results) == 1:
         return next(iter(results.values()))["scores"]
     summary = summarise(results, all_codes, score["seed"])
     print(summary_table(summary))
@@ -188,11 +200,11 @@ def score_checkpoints(
     return report
 
 
-def restore(state: dict[str, Any], device: torch.device) -> nn.Module:
+def model_of(state: dict[str, Any], path: Path, device: torch.device) -> nn.Module:
     """The model of a checkpoint, in eval mode."""
     values = state["config"]
     model = build_model(tuple(state["image_shape"]), values["model"], values["objective"])
-    model.load_state_dict(state["model"])
+    restore(model, state, path, optimizers=False)
     model = model.to(device, memory_format=torch.channels_last).eval()
     model.dtype = choose_precision(values["train"]["precision"], device)
     return model

@@ -28,6 +28,7 @@ from training import (
     hardware,
     load_checkpoint,
     provenance,
+    restore,
     train,
 )
 
@@ -118,9 +119,7 @@ def run_in(folder: RunFolder, values: dict[str, Any], device: torch.device) -> i
     if settings["compile"]:
         model.compile()
     if state:
-        model.load_state_dict(state["model"])
-        for name, optimizer in model.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+        restore(model, state, checkpoint, optimizers=True)
         print(f"Going on from step {state['step']:,} in {folder.path}", file=sys.stderr)
     start = state or {"step": 0, "image_shape": list(data.image_shape), "images": len(data)}
     start["config"] = values

@@ -49,6 +49,17 @@ def test_a_published_checkpoint_gives_the_scores_of_its_run(run, tmp_path):
     assert results[0] == results[1]
 
 
+def test_a_run_on_pictures_without_factors_is_drawn(command, squares, tmp_path, capsys):
+    own = tmp_path / "own.npz"
+    np.savez(own, images=np.load(squares)["images"])
+    assert train.main(command("config/twoD.yaml", f"dataset={{name: npz, path: {own}}}")) == 0
+    run, out = tmp_path / "runs/small/seed0", tmp_path / "drawn"
+    arguments = ["--checkpoint", str(run), "--out", str(out), "--device", "cpu"]
+    assert evaluate.main(arguments) == 0
+    assert "has no factors to score" in capsys.readouterr().out
+    assert (out / "fixed.png").exists()
+
+
 def without_seconds(scores):
     return {k: {n: v for n, v in e.items() if n != "seconds"} for k, e in scores.items()}
 

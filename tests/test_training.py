@@ -275,6 +275,19 @@ def test_a_torn_checkpoint_is_named(tmp_path):
         load_checkpoint(path)
 
 
+def test_weights_that_do_not_fit_are_named(command, tmp_path, capsys):
+    assert train.main(command("config/twoD.yaml", steps=2)) == 0
+    checkpoint = tmp_path / "runs/small/seed0/checkpoint.pt"
+    state = load_checkpoint(checkpoint)
+    save_checkpoint(checkpoint, {k: v for k, v in state.items() if k != "optimizers"})
+    assert train.main(command("config/twoD.yaml", steps=4)) == 2
+    assert "holds weights only" in capsys.readouterr().err
+    state["model"].pop("encoder.head.bias")
+    save_checkpoint(checkpoint, state)
+    assert train.main(command("config/twoD.yaml", steps=4)) == 2
+    assert "does not fit the networks" in capsys.readouterr().err
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "x.txt"
     path.write_text("old")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 
 class CheckpointError(ValueError):
@@ -68,3 +69,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not {"config", "image_shape", "model", "step"} <= set(state):
         raise CheckpointError(f"{path} is not a checkpoint of this project")
     return state
+
+
+def restore(model: nn.Module, state: dict[str, Any], path: Path, *, optimizers: bool) -> None:
+    """Load a checkpoint's weights (and optimisers) into a model of its configuration.
+
+    Raises CheckpointError where they do not fit, or where it was published without optimisers.
+    """
+    if optimizers and "optimizers" not in state:
+        raise CheckpointError(f"{path} holds weights only: a training cannot go on from it")
+    try:
+        model.load_state_dict(state["model"])
+        for name, optimizer in model.optimizers.items() if optimizers else ():
+            optimizer.load_state_dict(state["optimizers"][name])
+    except (RuntimeError, ValueError, LookupError) as error:
+        raise CheckpointError(
+            f"{path} does not fit the networks of this version: {error}".splitlines()[0]
+        ) from error
