@@ -24,7 +24,9 @@ class _ConvTranspose(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.geometry = [stride, stride], [padding, padding], [1, 1]
         if weight.shape[1] <= FEW_CHANNELS and weight.shape[2:] == (4, 4) and stride == 2:
@@ -46,7 +48,7 @@ class _ConvTranspose(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None
 
 
-def _overlap_add(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _overlap_add(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """4x4, stride 2, padding 1 transposed convolution to few channels: one product, then sums.
 
     Row 2m of the output is the sum of kernel row 1 at m and kernel row 3 at m - 1; row 2m + 1 of
@@ -62,7 +64,7 @@ def _overlap_add(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     rows[0, :, :, 1:] += planes[3, :, :, :-1]
     rows[1, :, :, :-1] += planes[0, :, :, 1:]
     rows = rows.view(2, 4, channels, batch, height, width)
-    columns = rows[:, 1:3] + bias.view(-1, 1, 1, 1)  # (2, 2, C, B, H, W)
+    columns = rows[:, 1:3] + (0 if bias is None else bias.view(-1, 1, 1, 1))  # (2, 2, C, B, H, W)
     columns[:, 0, ..., 1:] += rows[:, 3, ..., :-1]
     columns[:, 1, ..., :-1] += rows[:, 0, ..., 1:]
     out = columns.permute(3, 2, 4, 0, 5, 1)  # (B, C, H, 2, W, 2)
@@ -76,7 +78,8 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         weight, bias = self.weight, self.bias
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+            x, weight = x.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
         if x.device.type == "cuda":  # cuDNN picks its own kernels
             return F.conv_transpose2d(x, weight, bias, self.stride, self.padding)
         return _ConvTranspose.apply(x, weight, bias, self.stride[0], self.padding[0])

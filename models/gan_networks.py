@@ -10,6 +10,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from models.fast import ConvTranspose2d
+
 INIT_STD = 0.02  # of all weights, as in the code of both papers
 
 
@@ -39,7 +41,7 @@ def seed_generator(inputs: int, channels: int) -> nn.Sequential:
         return nn.Sequential(*layers, nn.ReLU(inplace=True))
 
     def upconv(inputs: int, outputs: int) -> nn.Sequential:
-        layer = nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False)
+        layer = ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False)
         return row(layer, nn.BatchNorm2d(outputs))
 
     to_map = nn.Linear(256, 128 * 4 * 4, bias=False), nn.Unflatten(1, (128, 4, 4))
@@ -50,7 +52,7 @@ def seed_generator(inputs: int, channels: int) -> nn.Sequential:
         upconv(128, 64),  # 8
         upconv(64, 64),  # 16
         upconv(64, 32),  # 32
-        nn.Sequential(nn.ConvTranspose2d(32, channels, 4, 2, 1), nn.Tanh()),  # 64
+        nn.Sequential(ConvTranspose2d(32, channels, 4, 2, 1), nn.Tanh()),  # 64
     )
 
 
@@ -97,7 +99,7 @@ def sn_generator(inputs: int, channels: int) -> nn.Sequential:
         return nn.Sequential(layer, nn.ReLU(inplace=True), nn.BatchNorm1d(outputs), *shape)
 
     def upconv(inputs: int, outputs: int) -> nn.Sequential:
-        layer = nn.ConvTranspose2d(inputs, outputs, 4, 2, 1)
+        layer = ConvTranspose2d(inputs, outputs, 4, 2, 1)
         return nn.Sequential(layer, nn.LeakyReLU(0.2, inplace=True), nn.BatchNorm2d(outputs))
 
     return nn.Sequential(
@@ -106,7 +108,7 @@ def sn_generator(inputs: int, channels: int) -> nn.Sequential:
         upconv(64, 64),  # 8
         upconv(64, 32),  # 16
         upconv(32, 32),  # 32
-        nn.Sequential(nn.ConvTranspose2d(32, channels, 4, 2, 1), nn.Sigmoid()),  # 64
+        nn.Sequential(ConvTranspose2d(32, channels, 4, 2, 1), nn.Sigmoid()),  # 64
     )
 
 
