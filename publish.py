@@ -10,6 +10,7 @@ from training import load_checkpoint, save_checkpoint
 PICTURES = {
     "curves.png": "{name}_loss.png",
     "fixed.png": "{name}_fix.png",
+    "codes.png": "{name}.png",
     "random.png": "{name}_random.png",
     "recon.png": "{name}_recon.png",
     "traversal.gif": "{name}.gif",

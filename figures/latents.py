@@ -115,6 +115,8 @@ def random_grid(
     *,
     seed: int,
     title: str,
+    factor_names: Sequence[str] | None = None,
+    by_latent: bool = False,
     rows: int = 9,
     columns: int = 12,
 ) -> Path:
@@ -126,8 +128,9 @@ def random_grid(
     parts = [heading(title, f"{len(z)} images decoded from codes drawn from the prior.")]
     parts.append(tile(model.decode(to_model(model, z)), columns))
     if references:
-        parts.append(heading("Traversals from random images", *_explain(model)))
-        parts += _blocks(model, references, information)
+        below = "One block a latent" if by_latent else "Traversals from random images"
+        parts.append(heading(below, *_explain(model)))
+        parts += _blocks(model, references, information, factor_names, by_latent=by_latent)
     return save_png(stack(parts), path)
 
 

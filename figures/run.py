@@ -13,6 +13,7 @@ from figures.motion import frame, training_gif, traversal_gif
 
 FIXED_SEED = 20170424  # of the fixed noise: the same in every run and at every step
 RANDOM_REFERENCES = 3
+CODE_ROWS = 5  # base draws that a latent is moved from
 
 
 def fixed_noise(model: nn.Module, n: int) -> Tensor:
@@ -60,7 +61,7 @@ def draw_run(
     title: str,
     factor_names: list[str] | None = None,
 ) -> None:
-    """Write fixed.png, random.png, recon.png and traversal.gif of a model in eval mode.
+    """Write fixed.png, random.png, codes.png, recon.png and traversal.gif; model in eval mode.
 
     references: name -> image (C, H, W) in [0, 1]; images (B, C, H, W): drawn at random from the
     data set; the information of each latent is measured on all of them, the first few are drawn.
@@ -87,6 +88,18 @@ def draw_run(
         information,
         seed=FIXED_SEED + 1,
         title=f"{title}: random samples",
+    )
+    draws = {f"draw {i + 1}": code for i, code in enumerate(fixed_noise(model, CODE_ROWS))}
+    random_grid(
+        model,
+        folder / "codes.png",
+        draws,
+        information,
+        seed=FIXED_SEED,
+        title=f"{title}: fixed noise, and what each latent does to it",
+        factor_names=factor_names,
+        by_latent=True,
+        rows=4,
     )
     reconstructions(model, images[:20], folder / "recon.png", title=f"{title}: reconstructions")
     traversal_gif(model, folder / "traversal.gif", fixed, information)

@@ -29,7 +29,15 @@ from training.batches import mix
 from training.checkpoint import write_atomically
 from training.logs import Log
 
-PICTURES = ["curves.png", "fixed.png", "random.png", "recon.png", "traversal.gif", "training.gif"]
+PICTURES = [
+    "curves.png",
+    "fixed.png",
+    "codes.png",
+    "random.png",
+    "recon.png",
+    "traversal.gif",
+    "training.gif",
+]
 FILES = [*PICTURES, "config.yaml", "run.json", "log.csv", "speed.csv", "checkpoint.pt"]
 
 
