@@ -1,6 +1,7 @@
 """Train one run: python train.py --config config/twoD.yaml [key.subkey=value ...]
 
-The same command again goes on where the run stopped, or says that it is complete.
+The same command again goes on where the run stopped, or says that it is complete. Several
+processes train one run with torchrun --nproc_per_node=2 train.py --config config/twoD.yaml
 """
 
 import argparse
@@ -22,14 +23,19 @@ from training import (
     Batches,
     Log,
     NonFiniteError,
+    PeerError,
     RunFolder,
     choose_device,
     choose_precision,
     hardware,
+    is_main,
     load_checkpoint,
+    process_group,
     provenance,
     restore,
+    synchronise,
     train,
+    wait_for_all,
 )
 
 SCHEMA = config.make_schema(DATASETS, MODELS, OBJECTIVES)
@@ -40,7 +46,7 @@ LAST_PICTURE = "training.gif"
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0],
+        description=__doc__,
         epilog="Keys:\n" + config.describe(SCHEMA),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -58,16 +64,19 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         return run(values, options.runs)
     except (ValueError, OSError) as error:  # bad input, or a disk that is full
-        print(f"train.py: {error}", file=sys.stderr)
+        _report(error)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        print(
-            "train.py: stopped; the same command goes on from the last checkpoint", file=sys.stderr
-        )
+        _report("stopped; the same command goes on from the last checkpoint")
         return 128 + signal.SIGINT
-    except NonFiniteError as error:
-        print(f"train.py: {error}", file=sys.stderr)
+    except (NonFiniteError, PeerError) as error:
+        _report(error)
         return 1
+
+
+def _report(error: object) -> None:
+    if is_main() or isinstance(error, PeerError):
+        print(f"train.py: {error}", file=sys.stderr)
 
 
 def resolve(path: str, overrides: list[str]) -> dict[str, Any]:
@@ -88,21 +97,34 @@ def run(values: dict[str, Any], runs: Path) -> int:
     """Train the run that `values` describe until it is complete or interrupted; its exit code."""
     device = choose_device(values["train"]["device"])
     path = runs / values["name"] / f"seed{values['seed']}"
-    with RunFolder(path, config.to_yaml(values)) as folder:
-        try:
-            return run_in(folder, values, device)
-        except OSError as error:
-            kept = "the last checkpoint is intact, the same command goes on from it"
-            raise OSError(f"{error} ({path}: {kept})") from error
+    with process_group(device) as (rank, processes):
+        if rank > 0:
+            wait_for_all()  # rank 0 has made or refused the folder
+            return run_in(path, None, values, device, rank, processes)
+        with RunFolder(path, config.to_yaml(values)) as folder:
+            wait_for_all()
+            try:
+                return run_in(path, folder, values, device, rank, processes)
+            except OSError as error:
+                kept = "the last checkpoint is intact, the same command goes on from it"
+                raise OSError(f"{error} ({path}: {kept})") from error
 
 
-def run_in(folder: RunFolder, values: dict[str, Any], device: torch.device) -> int:
-    """`run` in a folder that is this process's own."""
+def run_in(
+    path: Path,
+    folder: RunFolder | None,
+    values: dict[str, Any],
+    device: torch.device,
+    rank: int,
+    processes: int,
+) -> int:
+    """`run` in a folder that is this run's own; rank 0 has it open and alone writes to it."""
     settings, seed = values["train"], values["seed"]
-    checkpoint = folder / "checkpoint.pt"
+    checkpoint = path / "checkpoint.pt"
     state = load_checkpoint(checkpoint) if checkpoint.exists() else None
-    if state and state["step"] >= settings["steps"] and (folder / LAST_PICTURE).exists():
-        print(f"This run is complete ({state['step']:,} steps). {_next(folder)}")
+    if state and state["step"] >= settings["steps"] and (path / LAST_PICTURE).exists():
+        if folder:
+            print(f"This run is complete ({state['step']:,} steps). {_next(path)}")
         return 0
 
     keep_freed_memory()
@@ -120,56 +142,61 @@ def run_in(folder: RunFolder, values: dict[str, Any], device: torch.device) -> i
         model.compile()
     if state:
         restore(model, state, checkpoint, optimizers=True)
-        print(f"Going on from step {state['step']:,} in {folder.path}", file=sys.stderr)
+    synchronise(model)
     start = state or {"step": 0, "image_shape": list(data.image_shape), "images": len(data)}
     start["config"] = values
 
-    (folder / LAST_PICTURE).unlink(missing_ok=True)  # of a shorter run: it marks completeness
-    log = Log(
-        folder.path,
-        start["step"],
-        settings["log_every"],
-        settings["steps"],
-        settings["tensorboard"],
-    )
-    frames = Frames(
-        folder / "frames", start["step"], settings["draw_every"], settings["steps"], model
-    )
-    facts = {"from_step": start["step"], "precision": str(model.dtype).removeprefix("torch.")}
-    folder.describe(start=provenance() | facts | {"hardware": hardware(device)})
-    stopped_by = train(
+    go = functools.partial(
+        train,
         model,
         functools.partial(data.batch, dtype=model.dtype),
-        Batches(len(data), settings["batch_size"], seed),
+        Batches(len(data), settings["batch_size"], seed, rank, processes),
         checkpoint,
-        log,
         start=start,
         steps=settings["steps"],
         seed=seed,
         **{key: settings[key] for key in ("log_every", "draw_every", "save_every")},
-        draw=frames.add,
     )
-    log.close()
+    if folder is None:
+        stopped_by = go(log=None, draw=None)
+    else:
+        if state:
+            print(f"Going on from step {state['step']:,} in {path}", file=sys.stderr)
+        (path / LAST_PICTURE).unlink(missing_ok=True)  # of a shorter run: it marks completeness
+        steps = start["step"], settings["log_every"], settings["steps"]
+        log = Log(path, *steps, settings["tensorboard"])
+        steps = start["step"], settings["draw_every"], settings["steps"]
+        frames = Frames(path / "frames", *steps, model)
+        facts = {"from_step": start["step"], "precision": str(model.dtype).removeprefix("torch.")}
+        facts |= {"processes": processes, "hardware": hardware(device)}
+        folder.describe(start=provenance() | facts)
+        stopped_by = go(log=log, draw=frames.add)
+        log.close()
     if stopped_by:
-        name = signal.Signals(stopped_by).name
-        print(f"Stopped by {name}, saved in {folder.path}. The same command goes on from here.")
+        wait_for_all()  # the first process to end makes torchrun end the others
+        if folder:
+            name = signal.Signals(stopped_by).name
+            print(f"Stopped by {name}, saved in {path}. The same command goes on from here.")
         return 128 + stopped_by
+    if folder is None:
+        return 0
+
     model.eval()
     title = f"{values['name']}, seed {seed}"
     random_images = data.batch(data.random_index(2048, seed=0))
-    draw_run(model, folder.path, data.reference_images(), random_images, title=title)
-    draw_training(folder.path, frames.all(), title=title)
+    draw_run(model, path, data.reference_images(), random_images, title=title)
+    draw_training(path, frames.all(), title=title)
     images_seen = settings["steps"] * settings["batch_size"]
     folder.describe(images_seen=images_seen, train_seconds=round(log.seconds(), 1))
-    print(f"Done: {folder.path}." + (f" {_next(folder)}" if data.grid else ""))
+    print(f"Done: {path}." + (f" {_next(path)}" if data.grid else ""))
     return 0
 
 
-def _next(folder: RunFolder) -> str:
+def _next(path: Path) -> str:
     python = Path(sys.executable)
     here = python.is_relative_to(Path.cwd())
     name = python.relative_to(Path.cwd()) if here else "python"
-    return f"Next: {name} evaluate.py --checkpoint {folder.path}"
+    return f"Next: {name} evaluate.py --checkpoint {path}"
 
 
 if __name__ == "__main__":

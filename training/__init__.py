@@ -6,20 +6,26 @@ from training.device import choose_device, choose_precision, hardware
 from training.folder import RunFolder, RunFolderError, provenance
 from training.logs import Log
 from training.loop import NonFiniteError, train
+from training.parallel import PeerError, is_main, process_group, synchronise, wait_for_all
 
 __all__ = [
     "Batches",
     "CheckpointError",
     "Log",
     "NonFiniteError",
+    "PeerError",
     "RunFolder",
     "RunFolderError",
     "choose_device",
     "choose_precision",
     "hardware",
+    "is_main",
     "load_checkpoint",
+    "process_group",
     "provenance",
     "restore",
     "save_checkpoint",
+    "synchronise",
     "train",
+    "wait_for_all",
 ]

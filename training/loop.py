@@ -16,6 +16,7 @@ from tqdm import tqdm
 from training.batches import Batches, mix
 from training.checkpoint import save_checkpoint
 from training.logs import Log
+from training.parallel import agree, average
 
 
 class NonFiniteError(RuntimeError):
@@ -70,7 +71,7 @@ def train(
     batch: Callable[[Tensor], Tensor],
     batches: Batches,
     checkpoint: Path,
-    log: Log,
+    log: Log | None,
     *,
     start: dict[str, Any],
     steps: int,
@@ -85,6 +86,7 @@ def train(
     model: see models (its contract); batch(index) -> x (B, C, H, W) in [0, 1] on the model's
     device; start: the state to go on from, which is also what every checkpoint repeats beside
     weights and optimisers (config, image_shape); draw(step) is called with the model in eval mode.
+    Of several processes rank 0 alone logs (log), draws and saves.
 
     Raises NonFiniteError (a NaN or infinite term or weight) and OSError (a checkpoint or log that
     cannot be written), the last good checkpoint being intact.
@@ -93,35 +95,39 @@ def train(
     device = next(model.parameters()).device
     window = _Window(start.get("window"), device)
     warned: set[str] = set()
-    last_row, bar = (time.perf_counter(), start["step"]), _bar(start["step"], steps, size)
+    main = rank == 0
+    last_row, bar = (time.perf_counter(), start["step"]), _bar(start["step"], steps, size, main)
 
     def save(step: int) -> None:
         _refuse_non_finite(step, window.mean(), model)
         optimizers = {name: opt.state_dict() for name, opt in model.optimizers.items()}
         state = {"step": step, "model": model.state_dict(), "optimizers": optimizers}
-        save_checkpoint(checkpoint, start | state | {"window": window.state()})
+        if main:
+            save_checkpoint(checkpoint, start | state | {"window": window.state()})
 
     model.train()
     with Interrupt() as interrupt, bar:
         for step in range(start["step"], steps):
             torch.manual_seed(mix(seed, step, rank))
-            window.add(model.train_step(batch(batches[step]), step))
+            window.add(average(model.train_step(batch(batches[step]), step)))
             done = step + 1
             bar.update(size)
-            stop = interrupt.signal  # asked once a step: what it decides below must agree
+            stop = agree(interrupt.signal)  # once a step: what it decides below must agree
             if done % log_every == 0 or done == steps:
                 terms = window.mean()
                 _refuse_non_finite(done, terms)
                 now = time.perf_counter()
-                log.row(done, done * size, terms, (done - last_row[1]) * size / (now - last_row[0]))
+                if main:
+                    speed = (done - last_row[1]) * size / (now - last_row[0])
+                    log.row(done, done * size, terms, speed)
                 last_row = now, done
                 if done % log_every == 0:  # else the row is provisional: a longer run redoes it
                     window = _Window(None, device)
-                for warning in _new_warnings(model, terms, warned):
+                for warning in _new_warnings(model, terms, warned) if main else ():
                     bar.write(f"warning at step {done:,}: {warning}", file=sys.stderr)
                 bar.set_description(f"step {done:,}/{steps:,}", refresh=False)
                 bar.set_postfix({n: f"{v:.4g}" for n, v in terms.items() if n in SHOWN})
-            if done % draw_every == 0 or done == steps:
+            if main and (done % draw_every == 0 or done == steps):
                 model.eval()
                 draw(done)
                 model.train()
@@ -145,8 +151,9 @@ def _new_warnings(model: nn.Module, terms: dict[str, float], warned: set[str]) -
 SHOWN = ("recon", "kl", "d_loss", "g_loss", "mi")  # terms on the progress bar
 
 
-def _bar(step: int, steps: int, batch_size: int) -> tqdm:
+def _bar(step: int, steps: int, batch_size: int, shown: bool) -> tqdm:
     return tqdm(
+        disable=not shown,
         total=steps * batch_size,
         initial=step * batch_size,
         desc=f"step {step:,}/{steps:,}",

@@ -1,0 +1,107 @@
+"""One run on two processes: the same weights on both, exact resume, no process left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import assert_equal
+
+from training import Batches, load_checkpoint
+
+WORKER = Path(__file__).with_name("parallel_worker.py")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+def torchrun(*arguments, **settings):
+    run = subprocess.run(
+        [*TORCHRUN, *map(str, arguments)], capture_output=True, text=True, timeout=300, **settings
+    )
+    return run.returncode, run.stdout, run.stderr
+
+
+@pytest.mark.parametrize("name", ["twoD", "twoD_infogan"])
+def test_a_straight_run_equals_an_interrupted_one_on_two_processes(command, tmp_path, name):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    for runs, steps in ((straight, 4), (broken, 2), (broken, 4)):
+        arguments = command(f"config/{name}.yaml", runs=runs, steps=steps)
+        code, _, error = torchrun("train.py", *arguments)
+        assert code == 0, error
+    a, b = (load_checkpoint(runs / "small/seed0") for runs in (straight, broken))
+    assert_equal(a, b)
+    logs = [(runs / "small/seed0/log.csv").read_bytes() for runs in (straight, broken)]
+    assert logs[0] == logs[1]
+    assert (
+        json.loads((straight / "small/seed0/run.json").read_text())["starts"][0]["processes"] == 2
+    )
+
+
+def test_weights_and_logged_terms_are_equal_on_both_processes(tmp_path):
+    code, _, error = torchrun(WORKER, "train", tmp_path)
+    assert code == 0, error
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    for name in ("vae", "infogan"):
+        ours, theirs = (rank[name] for rank in ranks)
+        weights = [key for key in ours["state"] if "running" not in key]  # each its own batch norm
+        assert weights
+        assert all(torch.equal(ours["state"][key], theirs["state"][key]) for key in weights)
+        assert ours["terms"] == theirs["terms"]
+        assert ours["index"] != theirs["index"]  # of other images
+
+
+def test_two_processes_step_as_one_on_the_whole_batch(tmp_path):
+    code, _, error = torchrun(WORKER, "linear", tmp_path)
+    assert code == 0, error
+    two = torch.load(tmp_path / "rank0.pt")
+    sys.path.insert(0, str(WORKER.parent))
+    from parallel_worker import linear_steps
+
+    one = linear_steps(Batches(64, 8, seed=0))
+    torch.testing.assert_close(two["weight"], one["weight"], rtol=1e-5, atol=1e-6)
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+def test_a_process_that_fails_ends_the_others(tmp_path):
+    start = time.monotonic()
+    code, _, error = torchrun(WORKER, "fail", tmp_path)
+    assert code != 0
+    assert time.monotonic() - start < 120
+    assert "deliberate" in error
+
+
+def test_bad_input_is_said_once(command):
+    code, _, error = torchrun("train.py", *command("config/twoD.yaml", "objective.betta=1"))
+    assert code != 0
+    assert error.count("did you mean 'beta'?") == 1
+
+
+def test_a_batch_that_does_not_divide_is_refused(command):
+    code, _, error = torchrun("train.py", *command("config/twoD.yaml", "train.batch_size=7"))
+    assert code != 0
+    assert "train.batch_size: 7 is not divisible by 2 processes" in error
+
+
+def test_an_interruption_saves_on_two_processes(command, tmp_path):
+    arguments = command("config/twoD.yaml", steps=100_000)
+    process = subprocess.Popen(
+        [*TORCHRUN, "train.py", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    log = tmp_path / "runs/small/seed0/log.csv"
+    deadline = time.monotonic() + 120
+    while not log.exists() or log.read_text().count("\n") < 5:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    assert "The same command goes on from here" in out
+    assert load_checkpoint(tmp_path / "runs/small/seed0")["step"] >= 4

@@ -1,0 +1,95 @@
+"""One run on several processes, started by torchrun: data parallel, weights equal on all of them.
+
+Each process takes its share of every batch (see Batches); gradients are averaged over processes
+right before an optimiser steps, whatever the model and however many optimisers it has, which is
+what DistributedDataParallel does for a single forward and backward. Without torchrun everything
+here is a no-op for one process.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class PeerError(RuntimeError):
+    """Another process of the same run has ended, so that this one cannot go on."""
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[tuple[int, int]]:
+    """Join the processes that torchrun started, within the context: (rank, number of processes).
+
+    gloo between CPUs, nccl between GPUs; on a machine with several GPUs this process takes its own.
+    """
+    if "RANK" not in os.environ:
+        yield 0, 1
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield dist.get_rank(), dist.get_world_size()
+    finally:
+        dist.destroy_process_group()
+
+
+def is_main() -> bool:
+    """Whether this process is the one that reports: rank 0, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here. Raises PeerError if one never will."""
+    agree(0)
+
+
+def agree(value: int | None) -> int | None:
+    """The largest value that any process brings here (None is less), the same on all of them."""
+    if not dist.is_initialized():
+        return value
+    brought = torch.tensor(0 if value is None else value)
+    _all_reduce(brought, dist.ReduceOp.MAX)
+    return int(brought) or None
+
+
+def average(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each term's mean over processes, which must bring the same names; no sync with a GPU."""
+    if not dist.is_initialized():
+        return terms
+    values = torch.stack([term.float() for term in terms.values()])
+    _all_reduce(values.div_(dist.get_world_size()))
+    return dict(zip(terms, values.unbind(), strict=True))
+
+
+def synchronise(model: nn.Module) -> None:
+    """Give every process the weights of rank 0, and let its optimisers see averaged gradients."""
+    if not dist.is_initialized():
+        return
+    for tensor in model.state_dict().values():
+        whole = tensor.contiguous()  # channels_last weights are not
+        dist.broadcast(whole, src=0)
+        tensor.copy_(whole)
+    for optimizer in model.optimizers.values():
+        optimizer.register_step_pre_hook(_average_gradients)
+
+
+def _average_gradients(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+    """Hook before a step: one reduction over all gradients that the optimiser is about to use."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    _all_reduce(flat.div_(dist.get_world_size()))
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view(gradient.shape))
+
+
+def _all_reduce(tensor: Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> None:
+    try:
+        dist.all_reduce(tensor, op)
+    except RuntimeError as error:  # what gloo raises when a connection closes
+        raise PeerError("another process of this run has ended") from error
