@@ -1,9 +1,10 @@
 # Every target makes the environment that it needs first; nothing outside this folder is touched.
 PYTHON ?= python3
 SEEDS = 0 1 2
+MODELS = twoD_infogan twoD_infogan_sn twoD_vae twoD
 RUN = .venv/bin/python
 
-.PHONY: train test lint results bench
+.PHONY: train test lint results figure6 bench
 train: .venv/ready            ## the beta-VAE of config/twoD.yaml; again: goes on or says complete
 	$(RUN) train.py --config config/twoD.yaml
 
@@ -15,13 +16,18 @@ lint: .venv/ready-dev
 	.venv/bin/ruff format --check .
 
 results: .venv/ready          ## what res/2dshapes holds: train all seeds, score, publish
-	for seed in $(SEEDS); do \
-	  $(RUN) train.py --config config/twoD_vae.yaml seed=$$seed || exit; \
-	  $(RUN) train.py --config config/twoD.yaml seed=$$seed || exit; \
-	done
-	$(RUN) evaluate.py --checkpoint $(SEEDS:%=runs/twoD_vae/seed%) $(SEEDS:%=runs/twoD/seed%) --json res/2dshapes/metrics.json
+	for seed in $(SEEDS); do for name in $(MODELS); do \
+	  $(RUN) train.py --config config/$$name.yaml seed=$$seed || exit; \
+	done; done
+	$(RUN) evaluate.py --metrics all --json res/2dshapes/metrics.json \
+	  --checkpoint $(foreach name,$(MODELS),$(SEEDS:%=runs/$(name)/seed%))
 	$(RUN) publish.py --run runs/twoD_vae/seed0 --name vae1
 	$(RUN) publish.py --run runs/twoD/seed0 --name vae4
+	$(RUN) publish.py --run runs/twoD_infogan/seed0 --name infogan
+	$(RUN) publish.py --run runs/twoD_infogan_sn/seed0 --name infogan_sn
+
+figure6: .venv/ready          ## the paper's Figure 6: baselines beside the models of metrics.json
+	$(RUN) figure6.py
 
 bench: .venv/ready            ## seconds of every metric
 	$(RUN) benchmarks/metrics.py

@@ -1,0 +1,208 @@
+"""Figure 6 of the beta-VAE paper, whole: python figure6.py --scores res/2dshapes/metrics.json
+
+Scores what needs no training (the true factors, raw pixels, PCA, ICA, an untrained VAE) with the
+metrics of evaluate.py, puts trained models (the JSON of `evaluate.py --checkpoint ... --json`)
+beside them and writes figure6.json, figure6.png and figure6.md, the tables of the README.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA, FastICA
+from tqdm import tqdm
+
+from data import ImageData, load_dataset
+from evaluate import encode
+from figures.charts import bars
+from metrics import METRICS, score_all
+from models import build_model
+from training.checkpoint import write_atomically
+
+COMPONENTS = 10  # of PCA and ICA, as in the paper
+FITTED = 20_000  # random images that PCA and ICA are fitted to
+SEEDS = 3
+PAPER_METRIC = "beta_vae_paper"
+SCORED = [key for key in METRICS if key != "mig_chen" and not key.startswith("dci_")]
+SCORED += [key for key in METRICS if key.startswith("dci_fast")]
+# Accuracy in % and its spread (Higgins et al. 2017, Figure 6), by our name of the row.
+PAPER = {
+    "ground truth": (100.0, np.nan),
+    "raw pixels": (45.75, 0.8),
+    "PCA": (84.9, 0.4),
+    "ICA": (42.03, 10.6),
+    "untrained VAE": (44.14, 2.5),
+    "InfoGAN": (73.5, 0.9),
+    "VAE": (61.58, 0.5),
+    "beta-VAE": (99.23, 0.1),
+}
+# Names of trained configurations -> (row of the tables, row of the paper that it stands beside).
+ROWS = {
+    "twoD_infogan": ("InfoGAN", "InfoGAN"),
+    "twoD_infogan_sn": ("InfoGAN, spectral norm", "InfoGAN"),
+    "twoD_vae": ("VAE", "VAE"),
+    "twoD": ("beta-VAE", "beta-VAE"),
+}
+
+Rows = dict[str, dict[str, dict[str, Any]]]  # row -> metric -> mean, spread, n
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--scores",
+        type=Path,
+        default=Path("res/2dshapes/metrics.json"),
+        help="what evaluate.py --checkpoint ... --metrics all --json wrote for several runs",
+    )
+    parser.add_argument("--out", type=Path, default=Path("res/2dshapes"))
+    options = parser.parse_args(arguments)
+    try:
+        summary = read_summary(options.scores)
+        options.out.mkdir(parents=True, exist_ok=True)
+        rows = score_representations(load_dataset("dsprites"))
+        rows |= {ROWS.get(name, (name, ""))[0]: scores for name, scores in summary.items()}
+        for file, text in ("json", json.dumps(rows, indent=1) + "\n"), ("md", tables(rows)):
+            write_atomically(options.out / f"figure6.{file}", lambda f, t=text: f.write_text(t))
+        draw(rows, options.out / "figure6.png")
+        print(tables(rows))
+    except (ValueError, OSError) as error:
+        print(f"figure6.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def read_summary(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Configuration -> metric -> mean, spread, n. Raises ValueError for another JSON."""
+    try:
+        return json.loads(path.read_text())["summary"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"--scores: {path} is not the JSON of evaluate.py for several checkpoints"
+        ) from error
+
+
+def true_factors(data: ImageData, seed: int) -> np.ndarray:
+    """The factors themselves, each with a standard deviation of 1."""
+    factors = data.grid.factors(np.arange(len(data)))
+    return factors / factors.std(axis=0)
+
+
+class RawPixels:
+    """The images as codes of 4,096 pixels, unpacked only where a metric asks for rows."""
+
+    def __init__(self, data: ImageData, seed: int):
+        self.data, self.shape = data, (len(data), int(np.prod(data.image_shape)))
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Pixels (n, 4096) of these images."""
+        return self.data.batch(torch.as_tensor(rows)).flatten(1).numpy()
+
+
+def pca(data: ImageData, seed: int) -> np.ndarray:
+    """The first principal components of the pixels."""
+    images = data.batch(data.random_index(FITTED, seed)).flatten(1).numpy()
+    fitted = PCA(COMPONENTS, svd_solver="covariance_eigh").fit(images)
+    mean, axes = (torch.from_numpy(np.float32(part)) for part in (fitted.mean_, fitted.components_))
+    parts = torch.arange(len(data)).split(4096)
+    return torch.cat([(data.batch(part).flatten(1) - mean) @ axes.T for part in parts]).numpy()
+
+
+def ica(data: ImageData, seed: int) -> np.ndarray:
+    """Independent components (FastICA) of the principal components, which whiten the pixels."""
+    components = pca(data, seed)
+    fitted = FastICA(COMPONENTS, whiten="unit-variance", max_iter=1000, random_state=seed)
+    fitted.fit(components[data.random_index(FITTED, seed).numpy()])
+    return fitted.transform(components)
+
+
+def untrained_vae(data: ImageData, seed: int) -> np.ndarray:
+    """Posterior means of a VAE with its initial weights."""
+    torch.manual_seed(seed)
+    model = build_model(data.image_shape, {"name": "vae"}, {"name": "vae"}).eval()
+    return encode(model, data, f"untrained VAE {seed}")[0]
+
+
+REPRESENTATIONS = {  # f(data, seed) -> codes (N, D)
+    "ground truth": true_factors,
+    "raw pixels": RawPixels,
+    "PCA": pca,
+    "ICA": ica,
+    "untrained VAE": untrained_vae,
+}
+
+
+def score_representations(data: ImageData) -> Rows:
+    """Row -> metric -> mean, spread (ddof 1) and n over seeds of what needs no training."""
+    rows: Rows = {}
+    with tqdm(total=SEEDS * len(REPRESENTATIONS), unit=" scored") as bar:
+        for name, represent in REPRESENTATIONS.items():
+            bar.set_description(name)
+            metrics, runs = [PAPER_METRIC] if represent is RawPixels else SCORED, []
+            for seed in range(SEEDS):
+                scores = score_all(represent(data, seed), data.grid, metrics=metrics, seed=seed)
+                runs.append({key: entry["score"] for key, entry in scores.items()})
+                bar.update()
+            rows[name] = {key: _mean([run[key] for run in runs]) for key in runs[0]}
+    return rows
+
+
+def _mean(values: list[float]) -> dict[str, Any]:
+    spread = float(np.std(values, ddof=1))
+    return {"mean": float(np.mean(values)), "spread": spread, "n": len(values)}
+
+
+def tables(rows: Rows) -> str:
+    """Figure 6 beside the paper's numbers, then every other metric: two Markdown tables."""
+    lines = ["| representation | ours, % | paper, % | n |", "|---|---|---|---|"]
+    for name, scores in rows.items():
+        ours, (mean, spread) = scores[PAPER_METRIC], PAPER[_beside(name)]
+        paper = f"{mean:g}" + (f" ± {spread:g}" if np.isfinite(spread) else "")
+        lines.append(f"| {name} | {_cell(ours, 100, 1)} | {paper} | {ours['n']} |")
+    keys = dict.fromkeys(key for scores in rows.values() for key in scores if key != PAPER_METRIC)
+    names = [name for name in rows if len(rows[name]) > 1]
+    lines += ["", f"| metric | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for key in keys:
+        cells = [_cell(rows[name].get(key), 1, 3) for name in names]
+        lines.append(f"| {key} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _beside(name: str) -> str:
+    """The row of the paper that a row of ours stands beside."""
+    return next((paper for row, paper in ROWS.values() if row == name), name)
+
+
+def _cell(score: dict[str, Any] | None, unit: float, digits: int) -> str:
+    if score is None or score["mean"] is None:
+        return "-"
+    spread = score.get("spread")
+    text = f"{unit * score['mean']:.{digits}f}"
+    return text if spread is None else f"{text} ± {unit * spread:.{digits}f}"
+
+
+def draw(rows: Rows, path: Path) -> None:
+    """Draw the bar chart: the paper's metric in per cent, ours and the paper's."""
+    ours = [rows[name][PAPER_METRIC] for name in rows]
+    paper = [PAPER[_beside(name)] for name in rows]
+    bars(
+        path,
+        labels=list(rows),
+        values=[100 * score["mean"] for score in ours],
+        errors=[100 * (score["spread"] or 0) for score in ours],
+        reference=[mean for mean, _ in paper],
+        reference_errors=[spread for _, spread in paper],
+        title="Disentanglement metric of the beta-VAE paper on 2D shapes (its Figure 6)",
+        unit="accuracy on held-out points, % (4 factors: chance is 25 %)",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
