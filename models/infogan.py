@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.checks import AtLeastOne, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from models.gan_networks import GAN_NETWORKS, INIT_STD
@@ -40,7 +41,9 @@ class InfoGAN(nn.Module):
     lr_g, lr_d, betas: Adam's. g_steps: G updates a step, all on the same codes. instance_noise:
     standard deviation of the noise on D's inputs, in the units of its images, falling linearly to 0
     over instance_noise_steps (0: constant). label_smoothing: D's target for real images is 1 less
-    this. cr_weight: weight of the contrastive loss from step cr_start on.
+    this. ema: decay of a running average of G's weights, which is what decode uses (0: none); the
+    average over its last steps draws smoother outlines than any of them. cr_weight: weight of the
+    contrastive loss from step cr_start on.
 
     Q's loss is part of D's step, where it trains the shared trunk, and of G's step. Each step moves
     what its own optimiser holds and nothing else: "d" D and the trunk, "g" the generator; Q's own
@@ -74,6 +77,7 @@ class InfoGAN(nn.Module):
         instance_noise: NonNegativeFloat = 0.0,
         instance_noise_steps: NonNegativeInt = 0,
         label_smoothing: Fraction = 0.0,
+        ema: Fraction = 0.0,
         cr_weight: NonNegativeFloat = 0.0,
         cr_start: NonNegativeInt = 0,
     ):
@@ -115,6 +119,11 @@ class InfoGAN(nn.Module):
             )
             for name, modules in owned.items()
         }
+        self.averaged = None
+        if ema > 0:
+            average = get_ema_multi_avg_fn(ema)
+            self.averaged = AveragedModel(self.generator, multi_avg_fn=average, use_buffers=True)
+            self.averaged.requires_grad_(False)
         entropy = [math.log(2)] * continuous + [math.log(k) for k in categorical]
         self.register_buffer("entropy", torch.tensor(entropy), persistent=False)
         self.register_buffer("fixed_noise", self.sample_noise(1, torch.Generator().manual_seed(0)))
@@ -149,6 +158,10 @@ class InfoGAN(nn.Module):
             categories = torch.arange(k, device=z.device)
             columns.append((z[:, j : j + 1].round().clamp(0, k - 1) == categories).to(z.dtype))
         return torch.cat([*columns, noise], 1)
+
+    def _drawing(self) -> nn.Module:
+        """The generator of a trained model."""
+        return self.generator if self.averaged is None else self.averaged
 
     def _pairs(self, n: int) -> tuple[Tensor, Tensor]:
         """Inputs of n pairs that share one code and the noise -> (2n, inputs), shared code (n,)."""
@@ -254,6 +267,8 @@ class InfoGAN(nn.Module):
                 if contrast:
                     cr = self._contrast(images[n:], shared)
                 terms |= self._step_g(noisy(images[:n]), z, cr)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.generator)
         if self.cr_weight > 0:
             terms["cr"] = cr
         terms |= {"std_fake": _spread(images[:n]), "std_real": _spread(real)}
@@ -278,7 +293,7 @@ class InfoGAN(nn.Module):
         assert not self.training, "call eval() first: batch norm would move"
         noise = self.fixed_noise if noise is None else noise
         with self.autocast(z):
-            images = self.generator(self._inputs(z, noise.expand(len(z), -1))).float()
+            images = self._drawing()(self._inputs(z, noise.expand(len(z), -1))).float()
         return (images - self.low) / (1 - self.low)
 
     @torch.no_grad()
@@ -292,7 +307,7 @@ class InfoGAN(nn.Module):
         generator = torch.Generator(x.device).manual_seed(int(x.sum()))  # device sync
         z = self.sample(len(x), generator)
         with self.autocast(x):
-            images = self.generator(self._inputs(z, self.sample_noise(len(x), generator)))
+            images = self._drawing()(self._inputs(z, self.sample_noise(len(x), generator)))
             _, q = self.discriminator(images)
         return self._code_losses(q, z)[1]
 

@@ -340,6 +340,7 @@ def test_three_steps(network, channels, settings):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_resume_is_exact(network):
     settings = {"cr_weight": 2.0, "cr_start": 1, "instance_noise": 0.3, "instance_noise_steps": 9}
+    settings["ema"] = 0.9
     straight = make(network, **settings)
     train(straight, range(4))
     stopped = make(network, **settings)
@@ -445,6 +446,25 @@ def test_a_pair_shares_one_code_and_the_noise():
     assert set(shared.tolist()) == {0, 1, 2, 3}
     assert not equal[:, :3].sum() > 64  # no second continuous code agrees
     assert torch.equal(first[:, 53:], second[:, 53:])
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_images_come_from_the_running_average_of_the_generator(network):
+    model = make(network, ema=0.75)
+    z, steps = model.sample(4), []
+    for step in range(2):
+        train(model, [step])
+        steps.append(copy.deepcopy(model.generator.state_dict()))
+    model.eval()
+    found = model.decode(z)
+    assert not torch.equal(found, make(network).eval().decode(z))
+    for name, first in steps[0].items():
+        if first.is_floating_point():
+            average = 0.75 * first + 0.25 * steps[1][name]  # the first step starts it
+            torch.testing.assert_close(model.averaged.module.state_dict()[name], average)
+    model.generator.load_state_dict(model.averaged.module.state_dict())
+    model.averaged = None
+    torch.testing.assert_close(model.decode(z), found)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -1,0 +1,116 @@
+"""The yardstick: the training loop that anyone would write, for the networks of this project.
+
+float32, torch's default layers and settings, a DataLoader with worker processes, one backward for
+each player. Nothing here is used by the project.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from data import ImageData
+from models import InfoGAN
+from models.fast import ConvTranspose2d
+from models.vae import VAE, gaussian_kl
+
+WORKERS = 2
+
+
+class Images(Dataset):
+    """One image an item, float32 in [0, 1]."""
+
+    def __init__(self, data: ImageData):
+        self.pixels = data.images[:50_000]  # uint8; the whole set unpacked would be 3 GB
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.pixels[i].float()
+
+
+def plain_batches(data: ImageData, batch_size: int) -> Iterator[Tensor]:
+    """Shuffled batches without end."""
+    loader = DataLoader(
+        Images(data),
+        batch_size,
+        shuffle=True,
+        num_workers=WORKERS,
+        drop_last=True,
+        persistent_workers=True,
+    )
+    while True:
+        yield from loader
+
+
+def plain_layers(model: nn.Module) -> nn.Module:
+    """The same networks with torch's own transposed convolution."""
+    for module in model.modules():
+        if isinstance(module, ConvTranspose2d):
+            module.__class__ = nn.ConvTranspose2d
+    return model
+
+
+def plain_vae(vae: VAE) -> Callable[[Tensor], None]:
+    """A training step of beta = 4 on x (B, C, H, W)."""
+    plain_layers(vae)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=5e-4)
+
+    def step(x: Tensor) -> None:
+        mu, logvar = vae.encoder(x)
+        logits = vae.decoder(mu + torch.randn_like(mu) * (0.5 * logvar).exp())
+        recon = F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
+        kl = gaussian_kl(mu, logvar).sum(1).mean()
+        optimizer.zero_grad()
+        (recon + 4 * kl).backward()
+        optimizer.step()
+
+    return step
+
+
+def plain_infogan(gan: InfoGAN) -> Callable[[Tensor], None]:
+    """A training step on x (B, C, H, W): D (and what it shares with Q), then G as often as it says.
+
+    The codes are continuous and Q's variance is fixed, as in the published configurations.
+    """
+    plain_layers(gan)
+    g, d = gan.generator, gan.discriminator
+    optimizer_g = torch.optim.Adam([*g.parameters(), *d.q_head.parameters()], lr=1e-3)
+    optimizer_d = torch.optim.Adam([*d.trunk.parameters(), *d.d_head.parameters()], lr=2e-4)
+    bce = F.binary_cross_entropy_with_logits
+
+    def step(x: Tensor) -> None:
+        real = gan.low + (1 - gan.low) * x
+        z = torch.cat([gan.sample(len(x)), gan.sample_noise(len(x))], 1)
+        codes = z[:, : gan.continuous]
+        fake = g(z)
+        optimizer_d.zero_grad()
+        real_logits, _ = d(noisy(real))
+        fake_logits, q = d(noisy(fake.detach()))
+        loss = bce(real_logits, torch.ones_like(real_logits))
+        loss = loss + bce(fake_logits, torch.zeros_like(fake_logits))
+        (loss + gan.info_weight * 0.5 * (q - codes).square().sum(1).mean()).backward()
+        optimizer_d.step()
+        for repeat in range(gan.g_steps):
+            if repeat:
+                fake = g(z)
+            optimizer_g.zero_grad()
+            logits, q = d(noisy(fake))
+            loss = bce(logits, torch.ones_like(logits))
+            (loss + gan.info_weight * 0.5 * (q - codes).square().sum(1).mean()).backward()
+            optimizer_g.step()
+
+    def noisy(images: Tensor) -> Tensor:
+        return images + gan.instance_noise * torch.randn_like(images)
+
+    return step
+
+
+@torch.no_grad()
+def plain_encode(model: nn.Module, data: ImageData, batch_size: int = 128) -> Tensor:
+    """Codes of all images, in order."""
+    loader = DataLoader(Images(data), batch_size, num_workers=WORKERS)
+    return torch.cat([model.encoder(x)[0] for x in loader])

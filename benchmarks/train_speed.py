@@ -1,0 +1,236 @@
+"""Images a second, the plain loop beside ours: python benchmarks/train_speed.py [--cases vae_128]
+
+Every measurement is a process of its own, plain and ours in turn (A B A B), nothing else should
+run. Prints a table and writes JSON: median and spread of images/s, ratio, FLOP/s against the
+fastest matrix product of this machine, peak memory.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+if __name__ == "__main__":  # this folder has a `metrics` of its own
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import config
+from benchmarks.plain import plain_batches, plain_encode, plain_infogan, plain_vae
+from data import DATASETS, ImageData, PackedImages, load_dataset
+from evaluate import encode
+from models import MODELS, InfoGAN, build_model
+from models.fast import keep_freed_memory
+from models.objectives import OBJECTIVES
+from training import Batches, Log, choose_precision, hardware, provenance, train
+
+CPU = torch.device("cpu")
+DTYPES = (torch.float32, torch.bfloat16)
+ENCODED = 50_000  # images; no more are unpacked for the plain loop's data set
+WITHOUT_BF16 = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}  # bf16 units off; AVX2 machines are below it
+
+
+class Case(NamedTuple):
+    """What is timed: a configuration, its batch size, windows of so many steps, environment."""
+
+    config: str
+    batch_size: int
+    window: int
+    environment: dict[str, str] = {}  # noqa: RUF012
+    encode: bool = False
+
+
+CASES = {
+    "vae_128": Case("twoD", 128, 40),
+    "vae_64": Case("twoD", 64, 80),
+    "vae_128_without_bf16": Case("twoD", 128, 20, WITHOUT_BF16),
+    "infogan": Case("twoD_infogan", 64, 10),
+    "infogan_sn": Case("twoD_infogan_sn", 64, 20),
+    "encode": Case("twoD", 128, 0, encode=True),
+}
+
+
+def main() -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
+    parser.add_argument("--rounds", type=int, default=2, help="A B a round")
+    parser.add_argument("--seconds", type=float, default=8, help="of every measurement")
+    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser.add_argument("--one", nargs=2, metavar=("CASE", "KIND"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(*options.one, options.seconds)))
+        return 0
+    load_dataset("dsprites")  # rendered and cached before anything is timed
+    peaks = {str(dtype).removeprefix("torch."): matmul_peak(dtype) for dtype in DTYPES}
+    facts = {"hardware": hardware(CPU), "matmul_flops": peaks} | provenance()
+    print(f"{facts['hardware']}")
+    print("matrix product: " + ", ".join(f"{n} {f / 1e9:,.0f} GFLOP/s" for n, f in peaks.items()))
+    print(f"{'case':<22}{'plain':>16}{'ours':>16}{'ratio':>7}{'GFLOP/s':>9}{'of peak':>9}{'MB':>7}")
+    results = {}
+    for name in options.cases:
+        runs: dict[str, list[dict[str, Any]]] = {"plain": [], "ours": []}
+        for _ in range(options.rounds):
+            for kind, found in runs.items():
+                found.append(child(name, kind, options.seconds))
+        results[name] = summarise(runs, max(peaks.values()))
+        print(row(name, results[name]), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(facts | {"cases": results}, indent=1) + "\n")
+    return 0
+
+
+def child(case: str, kind: str, seconds: float) -> dict[str, Any]:
+    """One measurement in a fresh process."""
+    command = [sys.executable, __file__, "--one", case, kind, "--seconds", str(seconds)]
+    environment = os.environ | CASES[case].environment
+    found = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def measure(name: str, kind: str, seconds: float) -> dict[str, Any]:
+    """Images/s of every window, FLOP an image and peak memory of this process."""
+    case, data = CASES[name], load_dataset("dsprites")
+    torch.manual_seed(0)
+    model = build(case)
+    if case.encode:
+        speeds, flops = time_encoding(model, data, kind, seconds), 0
+    elif kind == "plain":
+        step = plain_infogan(model) if isinstance(model, InfoGAN) else plain_vae(model)
+        batches = plain_batches(data, case.batch_size)
+        speeds, flops = windows(lambda: step(next(batches)), case, seconds), 0
+    else:
+        keep_freed_memory()
+        model = model.to(memory_format=torch.channels_last)
+        model.dtype = choose_precision("auto", CPU)
+        speeds = time_loop(model, data, case, seconds)
+        flops = count_flops(model, data, case)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"speeds": speeds, "flops": flops, "mb": round(peak / 1024)}
+
+
+def build(case: Case) -> torch.nn.Module:
+    """The model of a configuration."""
+    path = Path(__file__).resolve().parents[1] / "config" / f"{case.config}.yaml"
+    schema = config.make_schema(DATASETS, MODELS, OBJECTIVES)
+    values = config.validate(schema, config.read_yaml(path))
+    return build_model((1, 64, 64), values["model"], values["objective"])
+
+
+def windows(step: Callable[[], None], case: Case, seconds: float) -> list[float]:
+    """Images/s of windows of steps; the first is a warm-up."""
+    speeds, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end or len(speeds) < 3:
+        start = time.perf_counter()
+        for _ in range(case.window):
+            step()
+        speeds.append(case.window * case.batch_size / (time.perf_counter() - start))
+    return speeds[1:]
+
+
+class TimeIsUp(Exception):
+    """Raised within the loop to end it."""
+
+
+def time_loop(model: torch.nn.Module, data: ImageData, case: Case, seconds: float) -> list[float]:
+    """Images/s between rows of the log of the real loop; the first is a warm-up."""
+    calls, end = 0, time.perf_counter() + seconds
+
+    def batch(index: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if time.perf_counter() > end and calls > 4 * case.window:
+            raise TimeIsUp
+        return data.batch(index, model.dtype)
+
+    with tempfile.TemporaryDirectory() as name:
+        folder, never = Path(name), 10**9
+        log, batches = Log(folder, 0), Batches(len(data), case.batch_size, seed=0)
+        every = {"log_every": case.window, "draw_every": never, "save_every": never}
+        settings = {"start": {"step": 0}, "steps": never, "seed": 0, "draw": print} | every
+        with contextlib.suppress(TimeIsUp):
+            train(model, batch, batches, folder / "checkpoint.pt", log, **settings)
+        rows = (folder / "speed.csv").read_text().splitlines()[2:]
+        return [float(row.split(",")[1]) for row in rows]
+
+
+def time_encoding(
+    model: torch.nn.Module, data: ImageData, kind: str, seconds: float
+) -> list[float]:
+    """Images/s of encoding ENCODED images, again and again; the first is a warm-up."""
+    some = replace(data, images=PackedImages(data.images.packed[:ENCODED]), grid=None)
+    if kind == "ours":
+        keep_freed_memory()
+        model = model.to(memory_format=torch.channels_last)
+        model.dtype = choose_precision("auto", CPU)
+    model.eval()
+    encode_all = plain_encode if kind == "plain" else functools.partial(encode, label="images")
+    speeds, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end or len(speeds) < 3:
+        start = time.perf_counter()
+        encode_all(model, some)
+        speeds.append(len(some) / (time.perf_counter() - start))
+    return speeds[1:]
+
+
+def count_flops(model: torch.nn.Module, data: ImageData, case: Case) -> float:
+    """Floating-point operations of one training step, an image."""
+    x = data.batch(torch.arange(case.batch_size), model.dtype)
+    with FlopCounterMode(display=False) as counter:
+        model.train_step(x, 0)
+    return counter.get_total_flops() / case.batch_size
+
+
+def matmul_peak(dtype: torch.dtype, n: int = 2048, repeats: int = 10) -> float:
+    """FLOP/s of the fastest of some matrix products (n x n)."""
+    a, best = torch.randn(n, n, dtype=dtype), 0.0
+    for _ in range(repeats):
+        start = time.perf_counter()
+        a @ a
+        best = max(best, 2 * n**3 / (time.perf_counter() - start))
+    return best
+
+
+def summarise(runs: dict[str, list[dict[str, Any]]], peak: float) -> dict[str, Any]:
+    """Median and spread (of the medians of the rounds) of both kinds, ratio, FLOP/s, memory."""
+    found: dict[str, Any] = {}
+    for kind, rounds in runs.items():
+        speeds = [median(r["speeds"]) for r in rounds]
+        found[kind] = {
+            "images_per_s": median(speeds),
+            "spread": max(speeds) - min(speeds),
+            "mb": max(r["mb"] for r in rounds),
+        }
+    found["ratio"] = found["ours"]["images_per_s"] / found["plain"]["images_per_s"]
+    found["flops"] = runs["ours"][0]["flops"] * found["ours"]["images_per_s"]
+    found["share_of_peak"] = found["flops"] / peak
+    return found
+
+
+def row(name: str, found: dict[str, Any]) -> str:
+    """One line of the table."""
+    cells = [
+        f"{found[kind]['images_per_s']:,.0f} ± {found[kind]['spread'] / 2:,.0f}"
+        for kind in ("plain", "ours")
+    ]
+    return (
+        f"{name:<22}{cells[0]:>16}{cells[1]:>16}{found['ratio']:>7.1f}"
+        f"{found['flops'] / 1e9:>9,.0f}{found['share_of_peak']:>9.0%}{found['ours']['mb']:>7,}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
