@@ -5,7 +5,11 @@ import shutil
 import sys
 from pathlib import Path
 
+from torch import Tensor
+
 from training import load_checkpoint, save_checkpoint
+
+LARGE = 8e6  # bytes of weights from which a published checkpoint holds them in half precision
 
 PICTURES = {
     "curves.png": "{name}_loss.png",
@@ -39,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 def publish(run: Path, name: str, out: Path) -> None:
     """Copy pictures, configuration, log and the weights (no optimisers) of a finished run.
 
+    Weights of more than LARGE bytes are rounded to float16 (scores move in the third decimal).
     Raises ValueError for an unfinished run.
     """
     state = load_checkpoint(run)
@@ -51,8 +56,17 @@ def publish(run: Path, name: str, out: Path) -> None:
     for source, target in PICTURES.items():
         shutil.copyfile(run / source, out / target.format(name=name))
     kept = ("config", "image_shape", "model", "step")
-    save_checkpoint(out / f"{name}.pt", {key: state[key] for key in kept})
+    published = {key: state[key] for key in kept}
+    published["model"] = _smaller(published["model"])
+    save_checkpoint(out / f"{name}.pt", published)
     print(f"published {run} as {out / name}")
+
+
+def _smaller(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Large weights in half precision; biases and the statistics of batch norm stay as they are."""
+    if sum(tensor.nbytes for tensor in weights.values()) <= LARGE:
+        return weights
+    return {k: w.half() if w.is_floating_point() and w.ndim > 1 else w for k, w in weights.items()}
 
 
 if __name__ == "__main__":

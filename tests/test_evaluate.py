@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import evaluate
 import publish
 import train
+from training import load_checkpoint
 
 FEW = [
     "beta_vae_paper.num_train=200",
@@ -47,6 +49,20 @@ def test_a_published_checkpoint_gives_the_scores_of_its_run(run, tmp_path):
         assert evaluate.main([*arguments, *FEW]) == 0
         results.append(without_seconds(json.loads((tmp_path / "o/metrics.json").read_text())))
     assert results[0] == results[1]
+
+
+def test_a_large_published_checkpoint_is_small_and_still_the_same_model(command, tmp_path):
+    assert train.main(command("config/twoD_infogan.yaml", "train.precision=fp32")) == 0
+    publish.publish(tmp_path / "runs/small/seed0", "gan", tmp_path)
+    assert (tmp_path / "gan.pt").stat().st_size < 10e6
+    x, codes, images = (torch.rand(8, 1, 64, 64) > 0.9).float(), [], []
+    for path in (tmp_path / "runs/small/seed0", tmp_path / "gan.pt"):
+        model = evaluate.model_of(load_checkpoint(path), path, torch.device("cpu"))
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        codes.append(model.encode(x))
+        images.append(model.decode(torch.zeros(1, 5)))
+    torch.testing.assert_close(*codes, atol=5e-3, rtol=5e-3)
+    torch.testing.assert_close(*images, atol=5e-3, rtol=0)
 
 
 def test_a_run_on_pictures_without_factors_is_drawn(command, squares, tmp_path, capsys):
