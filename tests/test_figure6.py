@@ -1,0 +1,78 @@
+"""Figure 6: representations that need no training, and the tables of the README."""
+
+import json
+
+import numpy as np
+import pytest
+
+import figure6
+from data import load_dataset
+
+
+@pytest.fixture(scope="module")
+def data(squares):
+    return load_dataset("npz", path=str(squares))
+
+
+@pytest.mark.parametrize("name", figure6.REPRESENTATIONS)
+def test_a_representation_has_a_row_an_image_and_depends_on_its_seed_alone(data, name):
+    first, again = (figure6.REPRESENTATIONS[name](data, 3) for _ in range(2))
+    assert first.shape[0] == len(data)
+    some = np.array([0, 7, 47])
+    rows = np.asarray(first[some])
+    assert rows.shape == (3, first.shape[1])
+    assert np.isfinite(rows).all()
+    assert np.array_equal(rows, again[some])
+    assert np.abs(rows - rows.mean(axis=0)).max() > 0
+
+
+def test_components_span_the_pixels(data):
+    """Distances between images survive where ten components explain the set (48 squares)."""
+    pixels = figure6.RawPixels(data, 0)[np.arange(len(data))]
+    codes = figure6.pca(data, 0)
+    assert codes.shape == (48, figure6.COMPONENTS)
+    exact = np.linalg.svd(pixels - pixels.mean(axis=0), compute_uv=False)
+    kept = (exact[: figure6.COMPONENTS] ** 2).sum() / (exact**2).sum()
+    assert codes.var(axis=0).sum() / pixels.var(axis=0).sum() == pytest.approx(kept, abs=0.02)
+
+
+def test_tables_hold_ours_beside_the_paper():
+    score = {"mean": 0.5, "spread": 0.125, "n": 3}
+    rows = {"PCA": {"beta_vae_paper": score, "mig": score}, "raw pixels": {"beta_vae_paper": score}}
+    rows["InfoGAN, spectral norm"] = {"beta_vae_paper": score | {"spread": None}, "sap": score}
+    lines = figure6.tables(rows).splitlines()
+    assert "| PCA | 50.0 ± 12.5 | 84.9 ± 0.4 | 3 |" in lines
+    assert "| InfoGAN, spectral norm | 50.0 | 73.5 ± 0.9 | 3 |" in lines
+    assert "| metric | PCA | InfoGAN, spectral norm |" in lines  # raw pixels have one score alone
+    assert "| mig | 0.500 ± 0.125 | - |" in lines
+    assert "| sap | - | 0.500 ± 0.125 |" in lines
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"mig": {}}'])
+def test_a_json_of_something_else_is_refused(tmp_path, capsys, text):
+    path = tmp_path / "metrics.json"
+    path.write_text(text)
+    assert figure6.main(["--scores", str(path), "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"figure6.py: --scores: {path}")
+    assert error.count("\n") == 1
+
+
+def test_a_missing_json_is_one_sentence(tmp_path, capsys):
+    path = tmp_path / "metrics.json"
+    assert figure6.main(["--scores", str(path), "--out", str(tmp_path)]) == 2
+    assert str(path) in capsys.readouterr().err
+
+
+def test_everything_is_written_in_one_go(data, tmp_path, monkeypatch):
+    runs = {"twoD": {"beta_vae_paper": {"mean": 0.9, "spread": 0.1, "n": 3}}}
+    (tmp_path / "metrics.json").write_text(json.dumps({"summary": runs}))
+    monkeypatch.setattr(figure6, "load_dataset", lambda name: data)
+    monkeypatch.setattr(figure6, "SCORED", ["beta_vae_paper", "modularity"])
+    monkeypatch.setattr(figure6, "REPRESENTATIONS", {"PCA": figure6.pca})
+    assert figure6.main(["--scores", str(tmp_path / "metrics.json"), "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "figure6.json").read_text())
+    assert rows["PCA"]["modularity"]["n"] == figure6.SEEDS
+    assert rows["beta-VAE"]["beta_vae_paper"]["mean"] == 0.9
+    assert (tmp_path / "figure6.md").read_text() == figure6.tables(rows)
+    assert (tmp_path / "figure6.png").stat().st_size > 0
