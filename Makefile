@@ -29,7 +29,8 @@ results: .venv/ready          ## what res/2dshapes holds: train all seeds, score
 figure6: .venv/ready          ## the paper's Figure 6: baselines beside the models of metrics.json
 	$(RUN) figure6.py
 
-bench: .venv/ready            ## seconds of every metric
+bench: .venv/ready            ## images a second of training, seconds of every metric
+	$(RUN) benchmarks/train_speed.py --json benchmarks/train_speed.json
 	$(RUN) benchmarks/metrics.py
 
 .venv/bin/python:

