@@ -114,11 +114,14 @@ def measure(name: str, kind: str, seconds: float) -> dict[str, Any]:
     elif kind == "plain":
         step = plain_infogan(model) if isinstance(model, InfoGAN) else plain_vae(model)
         batches = plain_batches(data, case.batch_size)
-        speeds, flops = windows(lambda: step(next(batches)), case, seconds), 0
+
+        def window() -> None:
+            for _ in range(case.window):
+                step(next(batches))
+
+        speeds, flops = windows(window, case.window * case.batch_size, seconds), 0
     else:
-        keep_freed_memory()
-        model = model.to(memory_format=torch.channels_last)
-        model.dtype = choose_precision("auto", CPU)
+        model = as_trained(model)
         speeds = time_loop(model, data, case, seconds)
         flops = count_flops(model, data, case)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -133,14 +136,21 @@ def build(case: Case) -> torch.nn.Module:
     return build_model((1, 64, 64), values["model"], values["objective"])
 
 
-def windows(step: Callable[[], None], case: Case, seconds: float) -> list[float]:
-    """Images/s of windows of steps; the first is a warm-up."""
+def as_trained(model: torch.nn.Module) -> torch.nn.Module:
+    """The model as train.py and evaluate.py run it on a CPU."""
+    keep_freed_memory()
+    model = model.to(memory_format=torch.channels_last)
+    model.dtype = choose_precision("auto", CPU)
+    return model
+
+
+def windows(work: Callable[[], object], images: int, seconds: float) -> list[float]:
+    """Images/s of doing the same work on so many images again and again; the first warms up."""
     speeds, end = [], time.perf_counter() + seconds
     while time.perf_counter() < end or len(speeds) < 3:
         start = time.perf_counter()
-        for _ in range(case.window):
-            step()
-        speeds.append(case.window * case.batch_size / (time.perf_counter() - start))
+        work()
+        speeds.append(images / (time.perf_counter() - start))
     return speeds[1:]
 
 
@@ -173,21 +183,14 @@ def time_loop(model: torch.nn.Module, data: ImageData, case: Case, seconds: floa
 def time_encoding(
     model: torch.nn.Module, data: ImageData, kind: str, seconds: float
 ) -> list[float]:
-    """Images/s of encoding ENCODED images, again and again; the first is a warm-up."""
+    """Images/s of encoding ENCODED images, again and again."""
     some = replace(data, images=PackedImages(data.images.packed[:ENCODED]), grid=None)
-    if kind == "ours":
-        keep_freed_memory()
-        model = model.to(memory_format=torch.channels_last)
-        model.dtype = choose_precision("auto", CPU)
+    if kind == "plain":
+        encode_all = plain_encoding(some)
+    else:
+        encode_all, model = functools.partial(encode, data=some, label="images"), as_trained(model)
     model.eval()
-    ours = functools.partial(encode, data=some, label="images")
-    encode_all = plain_encoding(some) if kind == "plain" else ours
-    speeds, end = [], time.perf_counter() + seconds
-    while time.perf_counter() < end or len(speeds) < 3:
-        start = time.perf_counter()
-        encode_all(model)
-        speeds.append(len(some) / (time.perf_counter() - start))
-    return speeds[1:]
+    return windows(lambda: encode_all(model), len(some), seconds)
 
 
 def count_flops(model: torch.nn.Module, data: ImageData, case: Case) -> float:
