@@ -13,8 +13,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from models.checks import AtLeastOne, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from models.checks import (
+    AtLeastOne,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+)
 from models.gan_networks import GAN_NETWORKS, INIT_STD
+from models.schedules import log_linear, set_rates
 
 Categories = Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)]  # a YAML list
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -38,7 +45,8 @@ class InfoGAN(nn.Module):
     continuous: number of codes U(-1, 1). categorical: the number of categories of each categorical
     code. noise: number of variables U(-1, 1) that Q does not see. q_std: Q's standard deviation,
     "fixed" (1, as in InfoGAN-CR) or "learned". info_weight: weight of Q's loss beside D's and G's.
-    lr_g, lr_d, betas: Adam's. g_steps: G updates a step, all on the same codes. instance_noise:
+    lr_g, lr_d, betas: Adam's; both rates fall log-linearly to lr_decay of themselves over
+    lr_decay_steps (1: constant). g_steps: G updates a step, all on the same codes. instance_noise:
     standard deviation of the noise on D's inputs, in the units of its images, falling linearly to 0
     over instance_noise_steps (0: constant). label_smoothing: D's target for real images is 1 less
     this. ema: decay of a running average of G's weights, which is what decode uses (0: none); the
@@ -73,6 +81,8 @@ class InfoGAN(nn.Module):
         lr_g: PositiveFloat = 1e-3,
         lr_d: PositiveFloat = 2e-4,
         betas: Betas = (0.5, 0.999),
+        lr_decay: PositiveFraction = 1.0,
+        lr_decay_steps: AtLeastOne = 1,
         g_steps: AtLeastOne = 1,
         instance_noise: NonNegativeFloat = 0.0,
         instance_noise_steps: NonNegativeInt = 0,
@@ -110,12 +120,11 @@ class InfoGAN(nn.Module):
                 nn.init.zeros_(parameter)
             elif parameter.ndim > 1 and "parametrizations" not in name:
                 nn.init.normal_(parameter, std=INIT_STD)
+        self.rates = {name: lr_g if name == "g" else lr_d for name in owned}
+        self.lr_decay, self.lr_decay_steps = lr_decay, lr_decay_steps
         self.optimizers = {
             name: torch.optim.Adam(
-                nn.ModuleList(modules).parameters(),
-                lr=lr_g if name == "g" else lr_d,
-                betas=betas,
-                fused=True,
+                nn.ModuleList(modules).parameters(), lr=self.rates[name], betas=betas, fused=True
             )
             for name, modules in owned.items()
         }
@@ -243,6 +252,8 @@ class InfoGAN(nn.Module):
         D's accuracies d_real and d_fake; std_fake and std_real, the standard deviation over the
         batch of samples and of data, mean over pixels, in the units of the network's images.
         """
+        decay = log_linear(1.0, self.lr_decay, step, self.lr_decay_steps)
+        set_rates(self.optimizers, self.rates, decay)
         n, real, z = len(x), self._to_network(x), self.sample(len(x))
         inputs = self._inputs(z, self.sample_noise(n))
         contrast, cr = self.cr_weight > 0 and step >= self.cr_start, real.new_zeros(())

@@ -5,12 +5,11 @@ and latents, averaged over the batch, so that beta and gamma mean what the paper
 arguments are the keys of the YAML section `objective`, with their types, ranges and defaults.
 """
 
-import math
-
 from torch import Tensor
 
 from models.checks import AtLeastOne, NonNegativeFloat, PositiveFloat
 from models.fast import bernoulli_nll
+from models.schedules import log_linear
 from models.vae import VAE, gaussian_kl
 
 
@@ -51,8 +50,7 @@ def annealed_beta_vae(
     A tight start lets the few factors that save most pixels (position, scale) claim a latent each
     before the others come in.
     """
-    progress = min(step / anneal_steps, 1.0)
-    beta_t = math.exp((1 - progress) * math.log(beta_start) + progress * math.log(beta))
+    beta_t = log_linear(beta_start, beta, step, anneal_steps)
     loss, terms = beta_vae(vae, x, step, beta=beta_t)
     return loss, terms | {"beta": loss.new_tensor(beta_t)}
 

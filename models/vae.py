@@ -5,14 +5,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.checks import AtLeastOne, PositiveFloat
+from models.checks import AtLeastOne, PositiveFloat, PositiveFraction
 from models.networks import Decoder, Encoder
+from models.schedules import log_linear, set_rates
 
 
 class VAE(nn.Module):
     """Variational auto-encoder with a Gaussian posterior and a Bernoulli decoder.
 
-    Kingma & Welling 2014. `objective(vae, x, step) -> (loss, terms)` is one of OBJECTIVES.
+    Kingma & Welling 2014. `objective(vae, x, step) -> (loss, terms)` is one of OBJECTIVES. Adam's
+    rate lr falls log-linearly to lr_decay of itself over lr_decay_steps (1: constant).
     """
 
     span = (-3.0, 3.0)  # of a traversal, in standard deviations of the prior
@@ -26,6 +28,8 @@ class VAE(nn.Module):
         *,
         latent_dim: AtLeastOne = 10,
         lr: PositiveFloat = 5e-4,
+        lr_decay: PositiveFraction = 1.0,
+        lr_decay_steps: AtLeastOne = 1,
     ):
         super().__init__()
         if image_shape[1:] != (64, 64):
@@ -35,6 +39,8 @@ class VAE(nn.Module):
         self.encoder = Encoder(image_shape[0], latent_dim)
         self.decoder = Decoder(image_shape[0], latent_dim)
         self.dtype = torch.float32  # of the convolutions: bfloat16 where the hardware has it
+        self.rates = {"vae": lr}
+        self.lr_decay, self.lr_decay_steps = lr_decay, lr_decay_steps
         self.optimizers = {"vae": torch.optim.Adam(self.parameters(), lr=lr, fused=True)}
 
     def autocast(self, x: Tensor) -> torch.autocast:
@@ -50,6 +56,8 @@ class VAE(nn.Module):
 
     def train_step(self, x: Tensor, step: int) -> dict[str, Tensor]:
         """One optimiser step on x (B, C, H, W) in [0, 1] -> the objective's terms, detached."""
+        decay = log_linear(1.0, self.lr_decay, step, self.lr_decay_steps)
+        set_rates(self.optimizers, self.rates, decay)
         loss, terms = self.objective(self, x, step)
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
