@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import config
-from data import DATASETS, load_dataset
+from data import DATASETS, ImageData, load_dataset
 from figures.run import Frames, draw_run, draw_training
 from models import MODELS, build_model, needs_objective
 from models.fast import keep_freed_memory
@@ -92,10 +93,25 @@ def resolve(path: str, overrides: list[str]) -> dict[str, Any]:
     return values
 
 
+def run_path(values: dict[str, Any], runs: Path) -> Path:
+    """The folder of the run that `values` describe."""
+    return runs / values["name"] / f"seed{values['seed']}"
+
+
+def saved_state(path: Path) -> dict[str, Any] | None:
+    """The checkpoint in a run folder, None where there is none. Raises CheckpointError."""
+    return load_checkpoint(path) if (path / "checkpoint.pt").exists() else None
+
+
+def is_complete(state: dict[str, Any] | None, path: Path, steps: int) -> bool:
+    """Whether the run in `path`, saved as `state`, needs neither training nor pictures."""
+    return state is not None and state["step"] >= steps and (path / LAST_PICTURE).exists()
+
+
 def run(values: dict[str, Any], runs: Path) -> int:
     """Train the run that `values` describe until it is complete or interrupted; its exit code."""
     device = choose_device(values["train"]["device"])
-    path = runs / values["name"] / f"seed{values['seed']}"
+    path = run_path(values, runs)
     with process_group(device) as (rank, processes):
         if rank > 0:
             wait_for_all()  # rank 0 has made or refused the folder
@@ -120,8 +136,8 @@ def run_in(
     """`run` in a folder that is this run's own; rank 0 has it open and alone writes to it."""
     settings, seed = values["train"], values["seed"]
     checkpoint = path / "checkpoint.pt"
-    state = load_checkpoint(checkpoint) if checkpoint.exists() else None
-    if state and state["step"] >= settings["steps"] and (path / LAST_PICTURE).exists():
+    state = saved_state(path)
+    if is_complete(state, path, settings["steps"]):
         if folder:
             print(f"This run is complete ({state['step']:,} steps). {_next(path)}")
         return 0
@@ -133,12 +149,7 @@ def run_in(
             f"{checkpoint} was trained on {state['images']:,} images of {state['image_shape']}, "
             f"but the data set now has {len(data):,} of {list(data.image_shape)}"
         )
-    torch.manual_seed(seed)  # of the initial weights
-    model = build_model(data.image_shape, values["model"], values["objective"])
-    model = model.to(device, memory_format=torch.channels_last)
-    model.dtype = choose_precision(settings["precision"], device)
-    if settings["compile"]:
-        model.compile()
+    model = make_model(values, data, device)
     if state:
         restore(model, state, checkpoint, optimizers=True)
     synchronise(model)
@@ -190,6 +201,17 @@ def run_in(
     folder.describe(images_seen=images_seen, train_seconds=round(log.seconds(), 1))
     print(f"Done: {path}." + (f" {_next(path)}" if data.grid else ""))
     return 0
+
+
+def make_model(values: dict[str, Any], data: ImageData, device: torch.device) -> nn.Module:
+    """The model of a run as it starts: weights of its seed, on the device, in its precision."""
+    torch.manual_seed(values["seed"])  # of the initial weights
+    model = build_model(data.image_shape, values["model"], values["objective"], len(data))
+    model = model.to(device, memory_format=torch.channels_last)
+    model.dtype = choose_precision(values["train"]["precision"], device)
+    if values["train"]["compile"]:
+        model.compile()
+    return model
 
 
 def _next(path: Path) -> str:

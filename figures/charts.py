@@ -24,6 +24,7 @@ PANELS = {
     "Weight of the KL": ("beta", r"beta"),
     "Losses": ("nats", r"d_loss|g_loss|q_loss|cr"),
     "Information": ("nats", r"mi|tc|dwkl"),
+    "Covariance off and on the diagonal": ("squared distance to 0 and 1", r"dip_od|dip_d"),
     "Information bound of each code": ("nats", r"mi_\d+"),
     "Accuracy of the discriminator": ("share right", r"d_real|d_fake"),
     "Diversity of real and made images": ("standard deviation", r"std_real|std_fake"),

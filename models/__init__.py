@@ -13,8 +13,10 @@ Random numbers come from torch's global generator; the loop seeds it before ever
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from models.infogan import InfoGAN
@@ -30,16 +32,32 @@ def needs_objective(model: str) -> bool:
 
 
 def build_model(
-    image_shape: tuple[int, int, int], model: dict[str, Any], objective: dict[str, Any] | None
+    image_shape: tuple[int, int, int],
+    model: dict[str, Any],
+    objective: dict[str, Any] | None,
+    dataset_size: int | None = None,
 ) -> nn.Module:
     """The model that the sections `model` and `objective` of a configuration describe.
 
-    image_shape (C, H, W). Raises ValueError where the networks do not fit the images.
+    image_shape (C, H, W); dataset_size: images to train on, which some objectives need (None: of a
+    model that will not train). Raises ValueError where the networks do not fit the images.
     """
     settings = dict(model)
     constructor = MODELS[settings.pop("name")]
     if objective is not None:
-        arguments = dict(objective)
-        chosen = OBJECTIVES[arguments.pop("name")]
-        settings["objective"] = functools.partial(chosen, **arguments)
+        default = inspect.signature(constructor).parameters["latent_dim"].default
+        facts = {"latent_dim": settings.get("latent_dim", default), "dataset_size": dataset_size}
+        settings["objective"] = build_objective(objective, facts)
     return constructor(image_shape, **settings)
+
+
+def build_objective(objective: dict[str, Any], facts: dict[str, Any]) -> Callable[..., Any]:
+    """The objective of a section, given the facts that it asks for by name."""
+    arguments = dict(objective)
+    chosen = OBJECTIVES[arguments.pop("name")]
+    asked = inspect.signature(chosen).parameters
+    arguments |= {name: fact for name, fact in facts.items() if name in asked}
+    if not inspect.isclass(chosen):
+        return functools.partial(chosen, **arguments)
+    with torch.random.fork_rng(devices=[]):  # a seed's VAE starts the same under every objective
+        return chosen(**arguments)

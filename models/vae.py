@@ -13,8 +13,8 @@ from models.schedules import log_linear, set_rates
 class VAE(nn.Module):
     """Variational auto-encoder with a Gaussian posterior and a Bernoulli decoder.
 
-    Kingma & Welling 2014. `objective(vae, x, step) -> (loss, terms)` is one of OBJECTIVES. Adam's
-    rate lr falls log-linearly to lr_decay of itself over lr_decay_steps (1: constant).
+    Kingma & Welling 2014. `objective(vae, x, step) -> (loss, terms)` is one of OBJECTIVES. All
+    learning rates fall log-linearly to lr_decay of themselves over lr_decay_steps (1: constant).
     """
 
     span = (-3.0, 3.0)  # of a traversal, in standard deviations of the prior
@@ -39,9 +39,11 @@ class VAE(nn.Module):
         self.encoder = Encoder(image_shape[0], latent_dim)
         self.decoder = Decoder(image_shape[0], latent_dim)
         self.dtype = torch.float32  # of the convolutions: bfloat16 where the hardware has it
-        self.rates = {"vae": lr}
+        own = [*self.encoder.parameters(), *self.decoder.parameters()]
+        self.optimizers = {"vae": torch.optim.Adam(own, lr=lr, fused=True)}
+        self.optimizers |= getattr(objective, "optimizers", {})
+        self.rates = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
         self.lr_decay, self.lr_decay_steps = lr_decay, lr_decay_steps
-        self.optimizers = {"vae": torch.optim.Adam(self.parameters(), lr=lr, fused=True)}
 
     def autocast(self, x: Tensor) -> torch.autocast:
         """The context in which the convolutions run in `self.dtype`."""

@@ -1,6 +1,5 @@
 """The VAE and its objectives against closed forms and torch.distributions."""
 
-import functools
 import math
 
 import pytest
@@ -9,13 +8,15 @@ from torch.distributions import Normal, kl_divergence
 
 from models import build_model, needs_objective
 from models.objectives import OBJECTIVES
-from models.vae import VAE, gaussian_kl
+from models.vae import gaussian_kl
+
+DATASET_SIZE = 1000
 
 
 def make(objective="vae", channels=1, latent_dim=10, **settings):
     torch.manual_seed(0)
-    chosen = functools.partial(OBJECTIVES[objective], **settings)
-    return VAE((channels, 64, 64), chosen, latent_dim=latent_dim)
+    section, shape = {"name": objective} | settings, (channels, 64, 64)
+    return build_model(shape, {"name": "vae", "latent_dim": latent_dim}, section, DATASET_SIZE)
 
 
 def images(n=4, channels=1):
