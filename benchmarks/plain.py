@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data import ImageData
 from models import InfoGAN
-from models.fast import ConvTranspose2d
+from models.fast import Conv2d, ConvTranspose2d
 from models.vae import VAE, gaussian_kl
 
 WORKERS = 2
@@ -47,10 +47,11 @@ def plain_batches(data: ImageData, batch_size: int) -> Iterator[Tensor]:
 
 
 def plain_layers(model: nn.Module) -> nn.Module:
-    """The same networks with torch's own transposed convolution."""
+    """The same networks with torch's own convolutions."""
     for module in model.modules():
-        if isinstance(module, ConvTranspose2d):
-            module.__class__ = nn.ConvTranspose2d
+        for ours, plain in ((ConvTranspose2d, nn.ConvTranspose2d), (Conv2d, nn.Conv2d)):
+            if isinstance(module, ours):
+                module.__class__ = plain
     return model
 
 

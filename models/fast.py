@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 _conv = torch.ops.aten.convolution
 _conv_backward = torch.ops.aten.convolution_backward
-FEW_CHANNELS = 4  # up to here the matrix product below beats the library's transposed convolution
+FEW_CHANNELS = 4  # up to here the products below beat the library's kernels
 
 
 class _ConvTranspose(torch.autograd.Function):
@@ -29,7 +29,7 @@ class _ConvTranspose(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.geometry = [stride, stride], [padding, padding], [1, 1]
-        if weight.shape[1] <= FEW_CHANNELS and weight.shape[2:] == (4, 4) and stride == 2:
+        if _is_few(weight, *ctx.geometry[:2]) and padding == 1:
             return _overlap_add(x, weight, bias)
         return _conv(x, weight, bias, *ctx.geometry, True, [0, 0], 1)
 
@@ -39,13 +39,61 @@ class _ConvTranspose(torch.autograd.Function):
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = _conv(grad, weight, None, *ctx.geometry, False, [0, 0], 1)
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and _is_few(weight, *ctx.geometry[:2]):
+            grad_weight = _patch_products(grad, x, *ctx.geometry[1])
+        elif ctx.needs_input_grad[1]:
             _, grad_weight, _ = _conv_backward(
                 x, grad, weight, [0], *ctx.geometry, False, [0, 0], 1, [False, True, False]
             )
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum((0, 2, 3))
         return grad_x, grad_weight, grad_bias, None, None
+
+
+class _FewChannelConv(torch.autograd.Function):
+    """4x4, stride 2 convolution of images of few channels, whose gradients are matrix products.
+
+    Why: with one channel the library's gradients of weight and input take five to seven times as
+    long as these, and are a fifth of a float32 step of the VAE on a CPU with AVX2.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.padding = padding
+        return _conv(x, weight, bias, [2, 2], [padding] * 2, [1, 1], False, [0, 0], 1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            ring = 1 - ctx.padding  # of zeros: what the sums below would cut off
+            grad_x = _overlap_add(F.pad(grad, [ring] * 4) if ring else grad, weight, None)
+            grad_x = grad_x[..., ring : grad_x.shape[2] - ring, ring : grad_x.shape[3] - ring]
+        if ctx.needs_input_grad[1]:
+            grad_weight = _patch_products(x, grad, ctx.padding, ctx.padding)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum((0, 2, 3))
+        return grad_x, grad_weight, grad_bias, None
+
+
+def _is_few(weight: Tensor, stride: list[int], padding: list[int]) -> bool:
+    """Whether the products take this (many, few, k, k) weight."""
+    few = weight.shape[1] <= FEW_CHANNELS and weight.shape[2:] == (4, 4)
+    return few and tuple(stride) == (2, 2) and tuple(padding) in ((0, 0), (1, 1))
+
+
+def _patch_products(large: Tensor, small: Tensor, *padding: int) -> Tensor:
+    """Sum over images and positions of small (B, M, H, W) times the 4x4 patches of large
+    (B, C, 2H, 2W), every second row and column: (M, C, 4, 4)."""
+    batch, many = small.shape[:2]
+    rows, columns = padding
+    patches = F.pad(large, [columns, columns, rows, rows]).unfold(2, 4, 2).unfold(3, 4, 2)
+    patches = patches.permute(0, 1, 4, 5, 2, 3)  # (B, C, 4, 4, H, W): copied in rows of W
+    patches = patches.reshape(batch, -1, small.shape[2] * small.shape[3])
+    small = small.permute(0, 2, 3, 1).reshape(batch, -1, many)
+    return torch.bmm(patches, small).sum(0).t().reshape(many, -1, 4, 4)
 
 
 def _overlap_add(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -75,14 +123,28 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     """nn.ConvTranspose2d with the kernels above: the same parameters, names and initial values."""
 
     def forward(self, x: Tensor) -> Tensor:  # (B, Cin, H, W) -> (B, Cout, H', W')
-        weight, bias = self.weight, self.bias
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight = x.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
         if x.device.type == "cuda":  # cuDNN picks its own kernels
-            return F.conv_transpose2d(x, weight, bias, self.stride, self.padding)
+            return super().forward(x)
+        x, weight, bias = _as_autocast(x, self.weight, self.bias)
         return _ConvTranspose.apply(x, weight, bias, self.stride[0], self.padding[0])
+
+
+def _as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+    """What autocast would make of the arguments of a convolution."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d with the kernels above, for a layer that takes images of few channels."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, Cin, H, W) -> (B, Cout, H', W')
+        few = _is_few(self.weight, self.stride, self.padding)
+        if x.device.type == "cuda" or not few or x.shape[2] % 2 or x.shape[3] % 2:
+            return super().forward(x)
+        return _FewChannelConv.apply(*_as_autocast(x, self.weight, self.bias), self.padding[0])
 
 
 class _BernoulliNLL(torch.autograd.Function):

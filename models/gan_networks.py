@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from models.fast import ConvTranspose2d
+from models.fast import Conv2d, ConvTranspose2d
 
 INIT_STD = 0.02  # of all weights, as in the code of both papers
 
@@ -63,7 +63,7 @@ def _seed_conv(inputs: int, outputs: int, kernel: int, stride: int, padding: int
 
 def _seed_trunk(channels: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Sequential(nn.Conv2d(channels, 64, 4, 2), nn.LeakyReLU(0.1, inplace=True)),  # 31
+        nn.Sequential(Conv2d(channels, 64, 4, 2), nn.LeakyReLU(0.1, inplace=True)),  # 31
         _seed_conv(64, 128, 4, 2, 0),  # 14
         _seed_conv(128, 256, 4, 2, 0),  # 6
         _seed_conv(256, 256, 4, 1, 0),  # 3
@@ -123,7 +123,7 @@ def _sn_row(layer: nn.Module) -> nn.Sequential:
 
 def _sn_trunk(channels: int) -> nn.Sequential:
     return nn.Sequential(
-        _sn_row(nn.Conv2d(channels, 32, 4, 2, 1)),  # 32
+        _sn_row(Conv2d(channels, 32, 4, 2, 1)),  # 32
         _sn_row(nn.Conv2d(32, 32, 4, 2, 1)),  # 16
         _sn_row(nn.Conv2d(32, 64, 4, 2, 1)),  # 8
         _sn_row(nn.Conv2d(64, 64, 4, 2, 1)),  # 4

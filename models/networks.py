@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from models.fast import ConvTranspose2d
+from models.fast import Conv2d, ConvTranspose2d
 
 
 class Encoder(nn.Module):
@@ -16,7 +16,7 @@ class Encoder(nn.Module):
     def __init__(self, channels: int, latent_dim: int):
         super().__init__()
         self.trunk = nn.Sequential(
-            nn.Conv2d(channels, 32, 4, 2, 1),
+            Conv2d(channels, 32, 4, 2, 1),
             nn.ReLU(inplace=True),
             nn.Conv2d(32, 32, 4, 2, 1),
             nn.ReLU(inplace=True),

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.fast import ConvTranspose2d, bernoulli_nll
+from models.fast import Conv2d, ConvTranspose2d, bernoulli_nll
 
 SHAPES = [(16, 32, 4), (32, 32, 8), (32, 1, 6), (8, 3, 5)]
 
@@ -41,6 +41,45 @@ def test_transposed_convolution_passes_gradcheck(inputs, outputs, side):
         return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
 
     assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "padding", "side"), [(1, 1, 8), (3, 1, 6), (1, 0, 8), (4, 0, 6)]
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_convolution_of_few_channels_equals_the_plain_layer(inputs, padding, side, channels_last):
+    plain, fast = nn.Conv2d(inputs, 16, 4, 2, padding), Conv2d(inputs, 16, 4, 2, padding)
+    fast.load_state_dict(plain.state_dict())
+    x = torch.randn(3, inputs, side, side + 2)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, y_plain = fast(ours), plain(theirs)
+    torch.testing.assert_close(y, y_plain)
+    gradient = torch.randn_like(y)
+    y.backward(gradient)
+    y_plain.backward(gradient)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    torch.testing.assert_close(fast.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fast.bias.grad, plain.bias.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("inputs", "padding"), [(1, 1), (2, 0)])
+def test_convolution_of_few_channels_passes_gradcheck(inputs, padding):
+    layer = Conv2d(inputs, 3, 4, 2, padding).double()
+    x = torch.randn(2, inputs, 6, 6, dtype=torch.float64, requires_grad=True)
+
+    def function(x, weight, bias):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
+
+    assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("settings", [(8, 3, 4, 2, 1), (1, 3, 3, 1, 1), (1, 3, 4, 2, 2)])
+def test_other_convolutions_are_left_to_the_library(settings):
+    layer, x = Conv2d(*settings), torch.randn(2, settings[0], 7, 9)
+    torch.testing.assert_close(layer(x), nn.Conv2d.forward(layer, x))
+    assert type(layer(x).grad_fn).__name__ == "ConvolutionBackward0"
 
 
 def test_bernoulli_nll_equals_binary_cross_entropy_at_every_size_of_logit():
