@@ -108,6 +108,11 @@ def is_complete(state: dict[str, Any] | None, path: Path, steps: int) -> bool:
     return state is not None and state["step"] >= steps and (path / LAST_PICTURE).exists()
 
 
+def as_resolved(text: str) -> str:
+    """The text of a run's config.yaml with the defaults of keys that it was written without."""
+    return config.to_yaml(config.validate(SCHEMA, config.parse_yaml(text)))
+
+
 def run(values: dict[str, Any], runs: Path) -> int:
     """Train the run that `values` describe until it is complete or interrupted; its exit code."""
     device = choose_device(values["train"]["device"])
@@ -116,7 +121,7 @@ def run(values: dict[str, Any], runs: Path) -> int:
         if rank > 0:
             wait_for_all()  # rank 0 has made or refused the folder
             return run_in(path, None, values, device, rank, processes)
-        with RunFolder(path, config.to_yaml(values)) as folder:
+        with RunFolder(path, config.to_yaml(values), as_resolved) as folder:
             wait_for_all()
             try:
                 return run_in(path, folder, values, device, rank, processes)

@@ -1,6 +1,14 @@
 """Typed, strict configuration: YAML files, overrides from the command line, one clear sentence."""
 
-from config.loader import ConfigError, apply_overrides, describe, read_yaml, to_yaml, validate
+from config.loader import (
+    ConfigError,
+    apply_overrides,
+    describe,
+    parse_yaml,
+    read_yaml,
+    to_yaml,
+    validate,
+)
 from config.schema import make_schema, sections_schema
 
 __all__ = [
@@ -8,6 +16,7 @@ __all__ = [
     "apply_overrides",
     "describe",
     "make_schema",
+    "parse_yaml",
     "read_yaml",
     "sections_schema",
     "to_yaml",

@@ -52,7 +52,7 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError where there is none to read."""
     path = Path(path)
     try:
-        values = _parse(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -64,7 +64,8 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     return values
 
 
-def _parse(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
+    """The value that a YAML text stands for. Raises ConfigError where it is none."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -73,13 +74,19 @@ def _parse(text: str) -> Any:
         raise ConfigError(f"not YAML{where}: {getattr(error, 'problem', error)}") from error
 
 
+def split_override(override: str) -> tuple[str, str]:
+    """Key and text of `key=value`. Raises ConfigError if it is not of that form."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"'{override}' is not of the form key=value (objective.beta=8)")
+    return key, text
+
+
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """A copy of `values` with each `key.subkey=value` set. Raises ConfigError if malformed."""
     values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"'{override}' is not of the form key=value (objective.beta=8)")
+        key, text = split_override(override)
         section, _, leaf = key.rpartition(".")
         if "." in section:
             raise ConfigError(f"unknown key '{key}'; keys have two levels, such as objective.beta")
@@ -91,7 +98,7 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
         if not isinstance(target, dict):
             raise ConfigError(f"'{section}' is {target!r}, not a section: '{key}' cannot be set")
         try:
-            target[leaf] = _parse(text)
+            target[leaf] = parse_yaml(text)
         except ConfigError as error:
             raise ConfigError(f"value of '{key}': {error}") from error
     return values

@@ -86,6 +86,18 @@ def test_a_straight_run_equals_an_interrupted_one_bit_for_bit(command, tmp_path,
         assert ours.read_bytes() == theirs.read_bytes(), name
 
 
+def test_a_run_of_before_a_key_was_there_goes_on_with_its_default(command, tmp_path):
+    folder = tmp_path / "runs/small/seed0"
+    assert train.main(command("config/twoD.yaml", steps=2)) == 0
+    text = (folder / "config.yaml").read_text()
+    older = text.replace("  lr_decay: 1.0\n", "")
+    assert older != text
+    (folder / "config.yaml").write_text(older)
+    assert train.main(command("config/twoD.yaml", "model.lr_decay=0.5", steps=3)) == 2
+    assert train.main(command("config/twoD.yaml", steps=3)) == 0
+    assert (folder / "config.yaml").read_text() == text.replace("steps: 2", "steps: 3")
+
+
 def assert_equal(a, b, path=""):
     assert type(a) is type(b), path
     if isinstance(a, torch.Tensor):

@@ -3,14 +3,15 @@
 from training.batches import Batches
 from training.checkpoint import CheckpointError, load_checkpoint, restore, save_checkpoint
 from training.device import choose_device, choose_precision, hardware
-from training.folder import RunFolder, RunFolderError, provenance
-from training.logs import Log
-from training.loop import NonFiniteError, train
+from training.folder import RunFolder, RunFolderError, provenance, refuse_another
+from training.logs import Log, speeds
+from training.loop import Interrupt, NonFiniteError, train
 from training.parallel import PeerError, process_group, rank_label, synchronise, wait_for_all
 
 __all__ = [
     "Batches",
     "CheckpointError",
+    "Interrupt",
     "Log",
     "NonFiniteError",
     "PeerError",
@@ -23,8 +24,10 @@ __all__ = [
     "process_group",
     "provenance",
     "rank_label",
+    "refuse_another",
     "restore",
     "save_checkpoint",
+    "speeds",
     "synchronise",
     "train",
     "wait_for_all",

@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ class RunFolder:
     """`runs/<name>/seed<k>/`: a context; open to one process at a time, for one configuration only.
 
     `config_text` is the resolved configuration as YAML; a folder that holds another one is refused
-    with the difference (only train.steps may grow). Raises RunFolderError.
+    with the difference (only train.steps may grow). `resolve` brings the text that is there to the
+    same form: keys that the project has learned since get their defaults. Raises RunFolderError.
     """
 
-    def __init__(self, path: Path, config_text: str):
+    def __init__(self, path: Path, config_text: str, resolve: Callable[[str], str] = str):
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.path / ".lock")
@@ -35,25 +37,9 @@ class RunFolder:
             raise RunFolderError(f"another process is training in {self.path}") from error
         for left in self.path.glob(".checkpoint.pt.*"):  # of a process killed while it saved
             left.unlink()
+        refuse_another(self.path, config_text, resolve)
         config = self.path / "config.yaml"
-        if config.exists() and (self.path / "checkpoint.pt").exists():  # else nothing is lost
-            self._refuse_another(config.read_text(encoding="utf-8"), config_text)
         write_atomically(config, lambda file: file.write_text(config_text, encoding="utf-8"))
-
-    def _refuse_another(self, old: str, new: str) -> None:
-        changed = [
-            line
-            for line in difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm="")
-            if line[:3] not in ("---", "+++") and not line.startswith("@@")
-        ]
-        steps = [int(line.split(":")[1]) for line in changed if line[1:].startswith("  steps:")]
-        if changed and (len(changed) > len(steps) or steps != sorted(steps)):
-            difference = "\n".join(changed)
-            raise RunFolderError(
-                f"{self.path} holds a run with another configuration (- its, + yours):\n"
-                f"{difference}\nGive yours another name (name=...) or seed (seed=...), "
-                "or remove that folder."
-            )
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -73,6 +59,30 @@ class RunFolder:
             known["starts"].append(start)
         text = json.dumps(known | facts, indent=2) + "\n"
         write_atomically(path, lambda file: file.write_text(text))
+
+
+def refuse_another(path: Path, config_text: str, resolve: Callable[[str], str] = str) -> None:
+    """Raise RunFolderError where `path` holds a run with another configuration.
+
+    resolve: as for RunFolder.
+    """
+    config = path / "config.yaml"
+    if not config.exists() or not (path / "checkpoint.pt").exists():
+        return  # nothing would be lost
+    old, new = resolve(config.read_text(encoding="utf-8")).splitlines(), config_text.splitlines()
+    changed = [
+        line
+        for line in difflib.unified_diff(old, new, n=0, lineterm="")
+        if line[:3] not in ("---", "+++") and not line.startswith("@@")
+    ]
+    steps = [int(line.split(":")[1]) for line in changed if line[1:].startswith("  steps:")]
+    if changed and (len(changed) > len(steps) or steps != sorted(steps)):
+        difference = "\n".join(changed)
+        raise RunFolderError(
+            f"{path} holds a run with another configuration (- its, + yours):\n"
+            f"{difference}\nGive yours another name (name=...) or seed (seed=...), "
+            "or remove that folder."
+        )
 
 
 def provenance() -> dict[str, Any]:

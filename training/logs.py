@@ -46,8 +46,7 @@ class Log:
 
     def seconds(self) -> float:
         """Time that the run has taken so far, over all interruptions, from speed.csv."""
-        with open(self.folder / "speed.csv", newline="") as file:
-            rows = [(int(r["step"]), float(r["images_per_s"])) for r in csv.DictReader(file)]
+        rows = speeds(self.folder)
         with open(self.folder / "log.csv", newline="") as file:
             first = next(csv.DictReader(file))
         batch_size, seconds, last = int(first["images"]) // int(first["step"]), 0.0, 0
@@ -59,6 +58,14 @@ class Log:
         """Flush what TensorBoard still holds."""
         if self._board is not None:
             self._board.close()
+
+
+def speeds(folder: Path) -> list[tuple[int, float]]:
+    """(step, images/s since the row before) of every row of speed.csv; empty without the file."""
+    path = Path(folder) / "speed.csv"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    rows = [line.split(",") for line in lines[1:] if line.endswith("\n")]  # the last may be torn
+    return [(int(step), float(speed)) for step, speed in rows]
 
 
 def _append(path: Path, row: dict[str, object]) -> None:
