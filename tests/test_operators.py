@@ -1,5 +1,6 @@
 """Which operators a training step runs: what makes it fast, checked without a clock."""
 
+import contextlib
 import functools
 import multiprocessing
 from collections import Counter
@@ -12,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train
 from data import ImageData, PackedImages
 from models import build_model
+from models.gan_networks import GAN_NETWORKS
+from models.objectives import OBJECTIVES
 
 BATCH = 16
 aten = torch.ops.aten
@@ -99,6 +102,21 @@ def test_activations_stay_channels_last(step):
     maps = [x for x in maps if x.shape[2] > 4]  # the 4x4 map of a decoder comes from a vector
     assert maps
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in maps)
+
+
+@pytest.mark.parametrize("name", [*OBJECTIVES, *GAN_NETWORKS])
+def test_a_step_stays_on_its_device_and_reads_nothing_back(name, monkeypatch):
+    """The device "meta" stands for a GPU: tensors of the CPU and reads of a value are errors."""
+    adam = torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda *a, fused, **k: adam(*a, foreach=False, **k))
+    monkeypatch.setattr(torch, "autocast", lambda *a, **k: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *a: False)
+    gan = {"name": "infogan", "network": name, "categorical": (3,), "cr_weight": 1.0}
+    chosen = ({"name": "vae"}, {"name": name}) if name in OBJECTIVES else (gan, None)
+    with torch.device("meta"):
+        model = build_model((1, 64, 64), *chosen, 1000)
+    terms = model.to("meta").train_step(torch.zeros(BATCH, 1, 64, 64, device="meta"), 3)
+    assert {term.device.type for term in terms.values()} == {"meta"}
 
 
 def test_a_batch_unpacks_its_own_bits_and_no_more():
