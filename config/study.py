@@ -1,0 +1,176 @@
+"""A study: many runs in one YAML file, every configuration with every seed.
+
+    name: twoD                   # the sweep's own files go to runs/<name>/.submitit
+    seeds: 0-4                   # or 3, [0, 2], "0-2,7"
+    train: {steps: 15625}        # keys of the section train, for every run
+    runs:
+      - config: config/twoD.yaml # path from where the command is typed
+        name: twoD_long          # default: the name in that file
+        overrides: {model.lr: 1e-4}
+        grid: {objective.beta: [1, 4, 8]}  # every combination; names twoD_long-beta1, ...
+    slurm: {partition: cpu, timeout_min: 240}
+
+Of two settings of one key the later one counts: configuration, train, overrides, grid.
+"""
+
+import itertools
+import json
+import os
+import re
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from config.loader import ConfigError, parse_yaml, read_yaml, split_override, validate
+from config.schema import Strict
+
+NAME = r"^\w[\w.-]*$"
+SEEDS = re.compile(r"\d{1,10}(-\d{1,10})?(,\d{1,10}(-\d{1,10})?)*")
+MAX_SEEDS = 1000  # a slip such as 0-20250101 is refused, not expanded
+PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")  # text that needs no quotes in YAML
+
+
+class Member(NamedTuple):
+    """One run; `overrides` hold all that differs from `config`, its name and seed included."""
+
+    config: str
+    overrides: tuple[str, ...]
+    name: str
+    seed: int
+
+
+def parse_seeds(value: Any) -> Any:
+    """A list of seeds from 3, [0, 2], "0-4" or "0-2,7"; other values are left to the schema."""
+    if isinstance(value, list):
+        return value
+    parts = [part.split("-") for part in str(value).split(",")]
+    if isinstance(value, bool) or not SEEDS.fullmatch(str(value)):
+        parts = []
+    ranges = [range(int(part[0]), int(part[-1]) + 1) for part in parts]
+    if not ranges or not all(ranges) or sum(map(len, ranges)) > MAX_SEEDS:
+        allowed = f"a number, a list of numbers, a range as 0-4 or 0-2,7 (at most {MAX_SEEDS})"
+        raise PydanticCustomError("seeds", allowed)
+    return list(itertools.chain(*ranges))
+
+
+class Entry(Strict):
+    """One configuration file and what is changed in it."""
+
+    config: str
+    name: str | None = None
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+
+
+class Slurm(Strict):
+    """What every job asks of SLURM."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    timeout_min: int = Field(24 * 60, ge=1, description="a run that needs longer is requeued")
+    mem_gb: float = Field(4, gt=0)
+    cpus_per_task: int = Field(1, ge=1)
+    gpus_per_node: int = Field(0, ge=0)
+
+
+class Study(Strict):
+    """The runs of a study and how to start them."""
+
+    name: str = Field(pattern=NAME)
+    seeds: Annotated[list[int], BeforeValidator(parse_seeds), Field(min_length=1)]
+    metrics: str = Field("all", description="what evaluate.py shall compute")
+    train: dict[str, Any] = Field(default_factory=dict)
+    runs: list[Entry] = Field(min_length=1)
+    slurm: Slurm = Slurm()
+    jobs: int | None = Field(None, ge=1, description="runs at a time")
+    threads: int | None = Field(None, ge=1, description="threads a run")
+
+
+def load_study(path: str | os.PathLike) -> Study:
+    """The study in a YAML file. Raises ConfigError: the key, the value, what is allowed."""
+    values = read_yaml(path)
+    try:
+        study = Study(**validate(Study, values))
+        members(study)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return study
+
+
+def study_of(path: str, overrides: list[str]) -> Study:
+    """The study that `--config path key=a,b seed=0-4` describes. Raises ConfigError.
+
+    The commas outside of brackets and quotes separate the values of a key.
+    """
+    values = read_yaml(path)
+    keys = {"seed": values.get("seed", 0), "name": values.get("name")}
+    grid = {}
+    for override in overrides:
+        key, text = split_override(override)
+        if key in keys:
+            keys[key] = text
+            continue
+        try:
+            grid[key] = parse_yaml(f"[{text}]") or [None]  # key= is null, as for train.py
+        except ConfigError as error:
+            raise ConfigError(f"value of '{key}': {error}") from error
+    run = {"config": path, "name": keys["name"], "grid": grid}
+    given = {"name": keys["name"], "seeds": keys["seed"], "runs": [run]}
+    return Study(**validate(Study, given))
+
+
+def members(study: Study) -> list[Member]:
+    """Every run: configurations in the file's order, each with every seed.
+
+    Raises ConfigError where two configurations would share a folder.
+    """
+    if len(set(study.seeds)) < len(study.seeds):
+        raise ConfigError(f"seeds: {study.seeds} is not allowed; allowed: each seed once")
+    found: dict[str, tuple[int, str, tuple[str, ...]]] = {}
+    for number, entry in enumerate(study.runs):
+        for name, overrides in _configurations(study, entry, f"runs.{number}"):
+            if name in found:
+                other, config, _ = found[name]
+                raise ConfigError(
+                    f"runs.{number}: the name {name!r} is taken by runs.{other} ({config}); "
+                    "give one of them another name (key 'name')"
+                )
+            found[name] = number, entry.config, overrides
+    return [
+        Member(config, (*overrides, f"name={name}", f"seed={seed}"), name, seed)
+        for name, (_, config, overrides) in found.items()
+        for seed in study.seeds
+    ]
+
+
+def _configurations(study: Study, entry: Entry, where: str) -> list[tuple[str, tuple[str, ...]]]:
+    for key in [*entry.overrides, *entry.grid]:
+        if key in ("name", "seed"):
+            raise ConfigError(
+                f"{where}: '{key}' is no override; use the key '{where}.name' or 'seeds'"
+            )
+    base = entry.name or read_yaml(entry.config).get("name")
+    if base is None:
+        raise ConfigError(f"{where}: {entry.config} has no name; give one (key 'name')")
+    common = {f"train.{key}": value for key, value in study.train.items()} | entry.overrides
+    found = []
+    for values in itertools.product(*entry.grid.values()):
+        choice = dict(zip(entry.grid, values, strict=True))
+        varied = [_suffix(key, choice[key]) for key in choice if len(entry.grid[key]) > 1]
+        texts = tuple(f"{key}={_text(value)}" for key, value in (common | choice).items())
+        found.append(("".join([str(base), *varied]), texts))
+    return found
+
+
+def _suffix(key: str, value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else _text(value)
+    return f"-{key.rpartition('.')[2]}" + re.sub(r"[^\w.-]+", "_", text.replace("+", "")).strip("_")
+
+
+def _text(value: Any) -> str:
+    # JSON is YAML, and keeps the types; plain words stay readable without its quotes
+    plain = isinstance(value, str) and PLAIN.fullmatch(value) and parse_yaml(value) == value
+    return value if plain else json.dumps(value)

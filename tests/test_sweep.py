@@ -1,0 +1,273 @@
+"""Sweeps: what runs is what was asked for, checked first; one failure or signal harms no other."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import config
+import sweep
+import train
+from config.study import load_study, members, study_of
+from training import RunFolder, load_checkpoint
+
+STUDIES = sorted(Path("config/studies").glob("*.yaml"))
+
+
+@pytest.fixture
+def study(squares, tmp_path):
+    """A study file of small runs; `runs` are its entries."""
+
+    def write(*runs, name="small", **keys):
+        small = {"dataset": {"name": "npz", "path": str(squares)}, "train.device": "cpu"}
+        small |= {"train.batch_size": 8, "train.log_every": 1, "train.steps": 4}
+        for run in runs:
+            run["overrides"] = small | run.get("overrides", {})
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({"name": name, "seeds": 0, "runs": list(runs)} | keys))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_published_studies_are_valid_and_open_with_their_command(path):
+    assert f"python sweep.py --study {path}" in path.read_text().splitlines()[0]
+    found = members(load_study(path))
+    assert len({(member.name, member.seed) for member in found}) == len(found)
+    for member in found:
+        values = train.resolve(member.config, list(member.overrides))
+        assert (values["name"], values["seed"]) == (member.name, member.seed)
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("3", [3]), ("0-4", [0, 1, 2, 3, 4]), ("0-2,7", [0, 1, 2, 7]), ("[5, 1]", [5, 1])],
+)
+def test_seeds_are_a_number_a_range_or_a_list(tmp_path, text, seeds):
+    path = tmp_path / "s.yaml"
+    path.write_text(f"name: s\nseeds: {text}\nruns: [{{config: config/twoD.yaml}}]\n")
+    assert [member.seed for member in members(load_study(path))] == seeds
+
+
+def test_a_grid_is_every_combination_and_names_what_varies():
+    study = study_of(
+        "config/twoD.yaml",
+        ["objective.beta=1,4.0", "model.lr=1e-4,2e-05", "train.steps=9", "seed=0-1"],
+    )
+    found = members(study)
+    names = ["beta1-lr0.0001", "beta1-lr2e-05", "beta4-lr0.0001", "beta4-lr2e-05"]
+    assert [member.name for member in found[::2]] == [f"twoD-{name}" for name in names]
+    assert [member.seed for member in found] == [0, 1] * 4
+    values = train.resolve(found[-1].config, list(found[-1].overrides))
+    assert (values["objective"]["beta"], values["model"]["lr"]) == (4.0, 2e-5)
+    assert (values["train"]["steps"], values["name"], values["seed"]) == (9, found[-1].name, 1)
+
+
+@pytest.mark.parametrize(
+    ("override", "values"),
+    [
+        ("x.y=[1, 2]", [[1, 2]]),
+        ("x.y=[1,2],[3]", [[1, 2], [3]]),
+        ("x.y={a: 1, b: 2}", [{"a": 1, "b": 2}]),
+        ("x.y='a,b'", ["a,b"]),
+        ("x.y=", [None]),
+        ("x.y='1e5',true,null,~,010,yes", ["1e5", True, None, None, 10, "yes"]),
+    ],
+)
+def test_only_commas_outside_of_brackets_and_quotes_separate(override, values):
+    study = study_of("config/twoD.yaml", [override])
+    assert study.runs[0].grid == {"x.y": values}
+    for value in values:  # each reads back as itself from the command line of train.py
+        (member, *_) = members(study_of("config/twoD.yaml", ["x.y=" + json.dumps(value)]))
+        assert config.apply_overrides({}, list(member.overrides))["x"]["y"] == value
+
+
+def test_later_keys_win_and_the_whole_study_shares_train(study):
+    run = {"config": "config/twoD.yaml", "grid": {"train.save_every": [7]}}
+    (member,) = members(load_study(study(run, train={"steps": 99, "draw_every": 3})))
+    settings = train.resolve(member.config, list(member.overrides))["train"]
+    assert (settings["steps"], settings["draw_every"], settings["save_every"]) == (4, 3, 7)
+    assert member.name == "twoD"  # one value is no choice
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["objective.beta=1,-4"], ["twoD-beta-4", "objective.beta", "greater than"]),
+        (["objective.betta=1,2"], ["unknown key 'objective.betta'", "'beta'"]),
+        (["seed=4-0"], ["seeds", "'4-0'", "0-2,7"]),
+        (["seed=0-20250101"], ["seeds", "at most 1000"]),
+        (["seed=1,1"], ["seeds", "[1, 1]", "each seed once"]),
+        (["name=a,b"], ["name", "'a,b'"]),
+        (["x=]"], ["value of 'x'", "not YAML"]),
+        (["seed"], ["'seed' is not of the form key=value"]),
+        (["model.lr=1.0000001,1.0000002"], ["'twoD-lr1' is taken"]),
+        (["--jobs", "0"], ["--jobs", "0", "1 or more"]),
+        (["train.device=tpu"], ["train.device", "'tpu'"]),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_named_and_nothing_starts(
+    capsys, tmp_path, arguments, parts
+):
+    runs = tmp_path / "runs"
+    assert sweep.main(["--config", "config/twoD.yaml", "--runs", str(runs), *arguments]) == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    for part in parts:
+        assert part in message
+    assert not runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("runs", "keys", "parts"),
+    [
+        (
+            [{"config": "config/twoD.yaml", "grids": {}}],
+            {},
+            ["runs.0.grids", "did you mean 'grid'"],
+        ),
+        ([{"config": "config/none.yaml"}], {}, ["cannot read config/none.yaml"]),
+        ([{"config": "config/twoD.yaml"}], {"train": {"step": 3}}, ["train.step", "'steps'"]),
+        ([{"config": "config/twoD.yaml"}], {"slurm": {"mem": 3}}, ["slurm.mem", "'mem_gb'"]),
+        ([{"config": "config/twoD.yaml", "grid": {"seed": [1]}}], {}, ["runs.0", "'seed'"]),
+        (
+            [{"config": "config/twoD.yaml", "grid": {"model.lr": []}}],
+            {},
+            ["model.lr", "at least 1"],
+        ),
+        ([], {}, ["runs", "at least 1"]),
+        (
+            [{"config": "config/twoD.yaml"}, {"config": "config/twoD_vae.yaml", "name": "twoD"}],
+            {},
+            ["runs.1", "'twoD' is taken by runs.0"],
+        ),
+    ],
+)
+def test_a_mistake_in_a_study_is_named(capsys, study, tmp_path, runs, keys, parts):
+    arguments = ["--study", study(*runs, **keys), "--runs", str(tmp_path / "runs")]
+    assert sweep.main(arguments) == 2
+    message = capsys.readouterr().err
+    for part in parts:
+        assert part in message
+
+
+def test_another_configuration_in_a_folder_stops_the_sweep_before_it_starts(
+    command, capsys, tmp_path
+):
+    folder = tmp_path / "runs/small/seed0"
+    arguments = command("config/twoD.yaml")
+    values = train.resolve(arguments[1], [*arguments[4:], "objective.beta=8"])
+    with RunFolder(folder, config.to_yaml(values)):
+        (folder / "checkpoint.pt").touch()
+    assert sweep.main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "holds a run with another configuration" in message
+    assert "-  beta: 8" in message
+
+
+def test_a_dry_run_says_what_runs_in_which_state_and_for_how_long(
+    command, capsys, tmp_path, monkeypatch
+):
+    assert train.main(command("config/twoD.yaml", "seed=0")) == 0
+    assert train.main(command("config/twoD.yaml", "seed=1", steps=2)) == 0
+    capsys.readouterr()
+    timed = []
+    monkeypatch.setattr(sweep, "measure", lambda *arguments: timed.append(1) or (16.0, "now"))
+    dry = ["--dry-run", "--jobs", "1", "--threads", "1"]
+    assert sweep.main(command("config/twoD.yaml", "seed=0-2", *dry)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("small/seed0: complete: python train.py --config config/twoD.yaml")
+    assert lines[1].startswith("small/seed1: step 2 of 4: ")
+    assert lines[2].startswith("small/seed2: new: ")
+    assert lines[2].endswith("name=small seed=2")
+    assert f"({tmp_path / 'runs/small/seed0'})" in lines[3]  # measured when it was trained
+    assert not timed
+    dry[-1] = "3"  # threads that no earlier run had
+    assert sweep.main(command("config/twoD.yaml", "seed=0-2", *dry)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3] == "small: 16 images/s (now)"
+    assert lines[4].startswith(
+        "2 of 3 runs to train, 1 at a time, OMP_NUM_THREADS=3: about 0:00:03"
+    )
+    assert len(timed) == 1
+
+
+def test_a_few_steps_are_timed(command):
+    arguments = command("config/twoD.yaml")
+    run = sweep.find(members(study_of(arguments[1], arguments[4:]))[0], Path(arguments[3]))
+    speed, source = sweep.measure(run, threads=1)
+    assert speed > 0
+    assert "timed now" in source
+
+
+@pytest.mark.slow
+def test_a_failing_run_stops_no_other_and_a_complete_one_is_skipped(study, capfd, tmp_path):
+    good = {"config": "config/twoD_vae.yaml", "name": "good"}
+    bad = {"config": "config/twoD.yaml", "name": "bad", "overrides": {"model.lr": 1e30}}
+    arguments = ["--study", study(bad, good), "--runs", str(tmp_path / "runs"), "--jobs", "1"]
+    assert sweep.main(arguments) == 1
+    captured = capfd.readouterr()
+    assert "1 of 2 runs are complete" in captured.out
+    (line,) = [line for line in captured.err.splitlines() if "bad/seed0 failed" in line]
+    assert "train.py: not finite at step" in line
+    assert Path(line.rpartition("(log: ")[2].rstrip(")")).exists()
+    checkpoint = tmp_path / "runs/good/seed0/checkpoint.pt"
+    facts = json.loads(checkpoint.with_name("run.json").read_text())
+    assert facts["starts"][0]["command"].startswith("python")
+    assert " train.py --config config/twoD_vae.yaml " in facts["starts"][0]["command"]
+    before = checkpoint.stat().st_mtime_ns
+    with RunFolder(tmp_path / "runs/bad/seed0", "a: 1\n"):  # as another sweep would
+        assert sweep.main(arguments) == 1
+    assert "another process is training" in capfd.readouterr().err
+    assert checkpoint.stat().st_mtime_ns == before
+
+
+def processes_of(folder):
+    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    return [line for line in listing.stdout.splitlines() if str(folder) in line]
+
+
+def wait_until(condition, seconds=240):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_sweep_saves_leaves_no_process_and_goes_on(study, tmp_path, number):
+    settings = {"train.steps": 300, "train.save_every": 5, "train.draw_every": 300}
+    run = {"config": "config/twoD.yaml", "overrides": settings}
+    arguments = ["--study", study(run), "--runs", str(tmp_path / "runs")]
+    command = [sys.executable, "sweep.py", *arguments]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    folder = tmp_path / "runs/twoD/seed0"
+    wait_until((folder / "checkpoint.pt").exists)
+    if number == signal.SIGKILL:
+        process.kill()
+    else:
+        os.killpg(process.pid, number)  # as a terminal does: the runs' processes too
+    out, _ = process.communicate(timeout=240)
+    wait_until(lambda: not processes_of(tmp_path))
+    rows = (folder / "log.csv").read_text().count("\n") - 1
+    assert load_checkpoint(folder)["step"] == rows < 300  # saved when it was told to stop
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+        return
+    assert process.returncode == 128 + number
+    assert "The same command goes on" in out
+    if number == signal.SIGTERM:
+        assert sweep.main(arguments) == 0
+        starts = json.loads((folder / "run.json").read_text())["starts"]
+        assert [start["from_step"] for start in starts] == [0, rows]
+        assert load_checkpoint(folder)["step"] == 300
