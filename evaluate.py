@@ -4,12 +4,14 @@ Or scores of any model in the world: python evaluate.py --codes codes.npz --metr
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import zipfile
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,12 +19,13 @@ from torch import nn
 from tqdm import tqdm
 
 import config
-from data import ImageData, load_dataset
+from data import DATASETS, ImageData, load_dataset
 from figures.charts import best_factors, matrix
 from figures.run import draw_run
 from metrics import METRICS, as_samples, dci, dci_fast, score_all, select, udr
-from models import build_model
+from models import MODELS, build_model
 from models.fast import keep_freed_memory
+from models.objectives import OBJECTIVES
 from training import (
     choose_device,
     choose_precision,
@@ -33,10 +36,12 @@ from training import (
 )
 from training.checkpoint import write_atomically
 
+SCHEMA = config.make_schema(DATASETS, MODELS, OBJECTIVES)
 DEFAULT_METRICS = "beta_vae_paper,factor_vae,mig"
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "config" / "metrics.yaml"
 ENCODE_BATCH = 1024
 PICTURE_IMAGES = 2048  # on which the information of a latent is measured
+AGREEMENT_IMAGES = 10_000  # on which runs are compared for UDR
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -142,62 +147,124 @@ def score_arrays(path: Path, score: dict[str, Any]) -> dict[str, dict[str, Any]]
     return _score(arrays["codes"], factors, arrays.get("logvar"), score, names)
 
 
-def score_checkpoints(
-    paths: list[Path], out: Path | None, device: str, score: dict[str, Any]
-) -> dict[str, Any]:
-    """Encode, score and draw every checkpoint; one table; the JSON of all."""
+class Run(NamedTuple):
+    """A trained model with what it was trained on; path is its checkpoint or its folder."""
+
+    path: Path
+    values: dict[str, Any]  # the configuration
+    step: int
+    model: nn.Module
+    data: ImageData
+
+    @property
+    def label(self) -> str:
+        """What pictures and tables call it."""
+        steps, label = self.values["train"]["steps"], _label(self.values)
+        return label + (f" (step {self.step:,} of {steps:,})" if self.step < steps else "")
+
+    @property
+    def images_seen(self) -> int:
+        """Images in all batches so far."""
+        return self.step * self.values["train"]["batch_size"]
+
+
+def load_runs(paths: Iterable[Path], device: str) -> Iterator[Run]:
+    """Read checkpoints one after the other; each data set is loaded once.
+
+    Raises ValueError for a run that is given twice, and for two runs of one name that differ in
+    more than the seed.
+    """
     keep_freed_memory()
-    device, loaded, results, all_codes = choose_device(device), {}, {}, defaultdict(list)
-    seen: dict[str, Path] = {}
-    groups: dict[str, dict[str, Any]] = {}
+    device, loaded, seen, groups = choose_device(device), {}, {}, {}
     for path in paths:
         state = load_checkpoint(path)
-        values = state["config"]
-        key = json.dumps(values["dataset"], sort_keys=True)
-        if key not in loaded:
-            loaded = {key: load_dataset(**values["dataset"]).to(device)}
-        data = loaded[key]
-        model = model_of(state, path, device)
-        label = f"{values['name']} seed {values['seed']}"
-        if state["step"] < values["train"]["steps"]:
-            label += f" (step {state['step']:,} of {values['train']['steps']:,})"
+        values = config.validate(SCHEMA, state["config"])  # with keys that are younger than the run
         run = json.dumps(values, sort_keys=True)
         if run in seen:
             raise ValueError(f"{path} is the same run as {seen[run]}: give it once")
         seen[run] = path
-        if data.grid is None:
-            folder = _folder(path, out, values, several=len(paths) > 1)
-            draw(model, data, folder, {}, label)
-            print(f"{label}: '{data.name}' has no factors to score; pictures are in {folder}")
-            continue
-        codes, logvar = encode(model, data, label)
-        scores = _score(codes, data.grid, logvar, score)
-        images_seen = state["step"] * values["train"]["batch_size"]
-        results[str(path)] = {"name": values["name"], "seed": values["seed"]}
-        results[str(path)] |= {"images_seen": images_seen, "scores": scores}
-        all_codes[values["name"]].append(codes)
         shared = {key: value for key, value in values.items() if key != "seed"}
         if groups.setdefault(values["name"], shared) != shared:
             raise ValueError(f"{path}: runs named '{values['name']}' differ in more than the seed")
-        folder = _folder(path, out, values, several=len(paths) > 1)
-        draw(model, data, folder, scores, label)
-        _write_json(folder / "metrics.json", scores)
-        facts = {"checkpoint": str(path), "step": state["step"], "images_seen": images_seen}
-        facts |= {"precision": str(model.dtype).removeprefix("torch."), "seed": score["seed"]}
-        facts |= provenance() | {"hardware": hardware(device)}
-        _write_json(folder / "evaluation.json", facts)
-        print(f"{label}: metrics.json and pictures are in {folder}")
+        key = json.dumps(values["dataset"], sort_keys=True)
+        if key not in loaded:
+            loaded = {key: load_dataset(**values["dataset"]).to(device)}
+        yield Run(path, values, state["step"], model_of(state, path, device), loaded[key])
+
+
+def score_checkpoints(
+    paths: list[Path], out: Path | None, device: str, score: dict[str, Any]
+) -> dict[str, Any]:
+    """Encode, score and draw every checkpoint; one table; the JSON of all."""
+    results, samples = {}, defaultdict(list)
+    for run in load_runs(paths, device):
+        folder = folder_of(run, out, several=len(paths) > 1)
+        scores, codes = score_run(run, folder, score)
+        if codes is None:
+            continue
+        name, seed = run.values["name"], run.values["seed"]
+        facts = {"name": name, "seed": seed, "images_seen": run.images_seen}
+        results[str(run.path)] = facts | {"scores": scores}
+        samples[name].append(codes[agreement_rows(len(codes), score["seed"])])
     if not results:
         return {}
-    print(table({_label(path, r): r["scores"] for path, r in results.items()}))
+    print(table({_label(r): r["scores"] for r in results.values()}))
     if len(results) == 1:
         return next(iter(results.values()))["scores"]
-    summary = summarise(results, all_codes, score["seed"])
+    summary = summarise(results, samples, score["seed"])
     print(summary_table(summary))
     report = {"summary": summary, "runs": results}
     if out:
         _write_json(out / "metrics.json", report)
     return report
+
+
+def score_run(
+    run: Run, folder: Path, score: dict[str, Any]
+) -> tuple[dict[str, dict[str, Any]], np.ndarray | None]:
+    """Encode, score and draw a run into a folder: metrics.json, evaluation.json, pictures.
+
+    Returns the scores and the codes (N, D); of a data set without factors {} and None.
+    """
+    if run.data.grid is None:
+        draw(run.model, run.data, folder, {}, run.label)
+        text = f"'{run.data.name}' has no factors to score; pictures are in {folder}"
+        print(f"{run.label}: {text}")
+        return {}, None
+    codes, logvar = encode(run.model, run.data, run.label)
+    scores = _score(codes, run.data.grid, logvar, score)
+    draw(run.model, run.data, folder, scores, run.label)
+    facts = {"checkpoint": str(run.path), "step": run.step, "images_seen": run.images_seen}
+    facts |= {"precision": str(run.model.dtype).removeprefix("torch."), **asked(run, score)}
+    facts |= provenance() | {"hardware": hardware(next(run.model.parameters()).device)}
+    _write_json(folder / "metrics.json", scores)
+    _write_json(folder / "evaluation.json", facts)
+    print(f"{run.label}: metrics.json and pictures are in {folder}")
+    return scores, codes
+
+
+def asked(run: Run, score: dict[str, Any]) -> dict[str, Any]:
+    """What scores are a function of, beside their metrics: the weights, settings and draws."""
+    file = run.path / "checkpoint.pt" if run.path.is_dir() else run.path
+    with open(file, "rb") as checkpoint:
+        weights = hashlib.file_digest(checkpoint, "sha256").hexdigest()
+    facts = {"checkpoint_sha256": weights}
+    facts |= {key: score[key] for key in ("seed", "repeats", "settings")}
+    return json.loads(json.dumps(facts))  # as it is read from a file: with lists for tuples
+
+
+def known_scores(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, Any] | None:
+    """The scores that `score_run` has left in a folder, None where they are of something else."""
+    try:
+        facts, scores = (
+            json.loads((folder / name).read_text()) for name in ("evaluation.json", "metrics.json")
+        )
+    except (FileNotFoundError, json.JSONDecodeError):  # never scored, or by hand
+        return None
+    wanted = asked(run, score)
+    if {key: facts.get(key) for key in wanted} != wanted or set(scores) != set(score["metrics"]):
+        return None
+    return scores
 
 
 def model_of(state: dict[str, Any], path: Path, device: torch.device) -> nn.Module:
@@ -211,11 +278,17 @@ def model_of(state: dict[str, Any], path: Path, device: torch.device) -> nn.Modu
 
 
 @torch.inference_mode()
-def encode(model: nn.Module, data: ImageData, label: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Codes (N, D) of all images, and their log-variances where the model has a posterior."""
+def encode(
+    model: nn.Module, data: ImageData, label: str, rows: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Codes (N, D) of all images or of these rows (N,), and their log-variances.
+
+    The latter are None where the model has no posterior.
+    """
     codes, logvars, has_posterior = [], [], hasattr(model, "posterior")
-    with tqdm(total=len(data), desc=f"encode {label}", unit=" images", unit_scale=True) as bar:
-        for index in torch.arange(len(data)).split(ENCODE_BATCH):
+    rows = torch.arange(len(data)) if rows is None else torch.as_tensor(rows)
+    with tqdm(total=len(rows), desc=f"encode {label}", unit=" images", unit_scale=True) as bar:
+        for index in rows.split(ENCODE_BATCH):
             x = data.batch(index, model.dtype)
             mu, logvar = model.posterior(x) if has_posterior else (model.encode(x), None)
             codes.append(mu.float().cpu())
@@ -229,24 +302,31 @@ def draw(
     model: nn.Module, data: ImageData, folder: Path, scores: dict[str, Any], title: str
 ) -> None:
     """The pictures of a run, rows named after factors, and the matrices behind the scores."""
-    names = None
-    for key, entry in scores.items():
-        found = entry.get("matrix")
-        if not found or key not in ("mig", "dci_disentanglement", "dci_fast_disentanglement"):
-            continue
+    for key, found in _matrices(scores):
         values = np.array(found["values"])
-        labels = [f"z{i}" for i in range(len(values))]
         matrix(
             values,
             folder / f"matrix_{key}.png",
-            rows=labels,
+            rows=[f"z{i}" for i in range(len(values))],
             columns=found["factors"],
             title=f"{title}: codes and factors",
             kind=found["kind"],
         )
-        names = names or best_factors(values, found["factors"])
+    names = factor_names(scores)
     images = data.batch(data.random_index(PICTURE_IMAGES, seed=0))
     draw_run(model, folder, data.reference_images(), images, title=title, factor_names=names)
+
+
+def factor_names(scores: dict[str, Any]) -> list[str] | None:
+    """The factor that each latent follows best, by the first metric that can tell."""
+    for _, found in _matrices(scores):
+        return best_factors(np.array(found["values"]), found["factors"])
+    return None
+
+
+def _matrices(scores: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    keys = ("mig", "dci_disentanglement", "dci_fast_disentanglement")
+    return [(k, e["matrix"]) for k, e in scores.items() if k in keys and e.get("matrix")]
 
 
 def _score(codes, factors, logvar, score, names=None) -> dict[str, dict[str, Any]]:
@@ -261,9 +341,11 @@ def _score(codes, factors, logvar, score, names=None) -> dict[str, dict[str, Any
         return score_all(codes, factors, logvar=logvar, progress=progress, **score)
 
 
-def _folder(path: Path, out: Path | None, values: dict[str, Any], several: bool) -> Path:
+def folder_of(run: Run, out: Path | None, several: bool) -> Path:
+    """Where the scores and pictures of a run go (made if need be)."""
+    path = run.path
     if out:
-        folder = out / f"{values['name']}_seed{values['seed']}" if several else out
+        folder = out / f"{run.values['name']}_seed{run.values['seed']}" if several else out
     elif path.is_dir():
         folder = path
     elif path.name == "checkpoint.pt":
@@ -274,8 +356,8 @@ def _folder(path: Path, out: Path | None, values: dict[str, Any], several: bool)
     return folder
 
 
-def _label(path: str, result: dict[str, Any]) -> str:
-    return f"{result['name']} seed {result['seed']}"
+def _label(run: dict[str, Any]) -> str:
+    return f"{run['name']} seed {run['seed']}"
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
@@ -295,9 +377,12 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def summarise(
-    results: dict[str, Any], codes: dict[str, list[np.ndarray]], seed: int
+    results: dict[str, Any], samples: dict[str, list[np.ndarray]], seed: int
 ) -> dict[str, Any]:
-    """Configuration -> metric -> mean, standard deviation (ddof 1), n over its runs; with UDR."""
+    """Configuration -> metric -> mean, standard deviation (ddof 1), n over its runs; with UDR.
+
+    samples: configuration -> the codes of each of its runs at `agreement_rows`.
+    """
     groups = defaultdict(list)
     for result in results.values():
         groups[result["name"]].append(result["scores"])
@@ -310,16 +395,24 @@ def summarise(
                 spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
                 mean = float(np.mean(values))
                 summary[name][key] = {"mean": mean, "spread": spread, "n": len(values)}
-        if len(codes[name]) > 1:
-            summary[name]["udr"] = _agreement(codes[name], seed)
+        if len(samples[name]) > 1:
+            summary[name]["udr"] = agreement(samples[name], seed)
     return summary
 
 
-def _agreement(runs: list[np.ndarray], seed: int) -> dict[str, Any]:
-    """UDR of the runs of one configuration: the mean, and the score of every run."""
-    samples = min(10_000, len(runs[0]))
+def agreement_rows(total: int, seed: int) -> np.ndarray:
+    """The images on which runs are compared with each other."""
+    samples = min(AGREEMENT_IMAGES, total)
+    return np.random.default_rng(seed).choice(total, size=samples, replace=False)
+
+
+def agreement(runs: list[np.ndarray], seed: int) -> dict[str, Any]:
+    """UDR of the runs of one configuration: the mean, and the score of every run.
+
+    runs: their codes (n, D) at `agreement_rows`.
+    """
     try:
-        result = udr(runs, np.random.default_rng(seed), num_samples=samples)
+        result = udr(runs, np.random.default_rng(seed), num_samples=len(runs[0]))
     except ValueError as error:
         return {"mean": None, "reason": str(error), "n": len(runs)}
     scores = result.settings["scores"]

@@ -71,7 +71,7 @@ def loss_curves(log_csv: str | PathLike, path: str | PathLike, *, title: str) ->
         ax.set_xlabel("steps")
     for ax in grid[len(panels) :]:
         ax.remove()
-    return _save(figure, path)
+    return save_chart(figure, path)
 
 
 def matrix(
@@ -104,7 +104,7 @@ def matrix(
     for (row, column), value in np.ndenumerate(shown):
         ink = "white" if value > 0.6 * top else INK
         ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color=ink)
-    return _save(figure, path)
+    return save_chart(figure, path)
 
 
 def best_factors(values: np.ndarray, names: Sequence[str]) -> list[str]:
@@ -163,7 +163,7 @@ def bars(
     ax.set_xlabel(unit)
     ax.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=18)
     ax.spines[["top", "right"]].set_visible(False)
-    return _save(figure, path)
+    return save_chart(figure, path)
 
 
 def _read_log(path: str | PathLike) -> dict[str, np.ndarray]:
@@ -212,10 +212,7 @@ def _draw_terms(ax: Axes, steps: np.ndarray, terms: dict[str, np.ndarray], windo
         text = f"{len(rest)} more" if rest[0] >= ACTIVE_NATS else f"{len(rest)} below {ACTIVE_NATS}"
         labels.append((rest[0], text, GREY))
     if names == ["recon"] and curves["recon"][0] > LOG_FROM * last["recon"] > 0:
-        ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.yaxis.set_minor_locator(NullLocator())
+        log_scale(ax)
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=9)
@@ -228,6 +225,14 @@ def _draw_terms(ax: Axes, steps: np.ndarray, terms: dict[str, np.ndarray], windo
         ax.annotate(text, **at, va="center", fontsize=9, color=colour)
 
 
+def log_scale(ax: Axes) -> None:
+    """Put y on a log scale with plain numbers at 1, 2, 5, 10, ..."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
+
+
 def _spread(heights: Sequence[float], gap: float = 0.075) -> np.ndarray:
     """Move heights between 0 and 1 apart by at least a gap, in their order, and not above 1."""
     order, ramp = np.argsort(heights, kind="stable"), gap * np.arange(len(heights))
@@ -237,7 +242,7 @@ def _spread(heights: Sequence[float], gap: float = 0.075) -> np.ndarray:
     return spread
 
 
-def _save(figure: Figure, path: str | PathLike) -> Path:
+def save_chart(figure: Figure, path: str | PathLike) -> Path:
     """Rasterise with Agg and write as a small PNG."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

@@ -44,6 +44,13 @@ def sweep(model: nn.Module, z: Tensor, values: Tensor) -> Tensor:
     return torch.stack(images).unflatten(1, codes.shape[1:3])
 
 
+@torch.inference_mode()
+def measure(model: nn.Module, images: Tensor) -> list[float]:
+    """Return the nats (D,) that each latent carries about images (B, C, H, W), in parts of 256."""
+    images = to_model(model, images)
+    return torch.stack([model.information(part) for part in images.split(256)]).mean(0).tolist()
+
+
 def rank(model: nn.Module, information: Sequence[float]) -> tuple[list[int], list[float]]:
     """Return the latents' order, most informative first, and the information (D,) as floats.
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from figures.charts import loss_curves
-from figures.latents import random_grid, reconstructions, traversal
+from figures.latents import measure, random_grid, reconstructions, traversal
 from figures.motion import frame, training_gif, traversal_gif
 
 FIXED_SEED = 20170424  # of the fixed noise: the same in every run and at every step
@@ -68,9 +68,7 @@ def draw_run(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    images = images.to(next(model.parameters()).device)
-    information = torch.stack([model.information(part) for part in images.split(256)]).mean(0)
-    information = information.tolist()
+    information = measure(model, images)
     fixed = references | {"fixed noise": fixed_noise(model, 1)[0]}
     random = {f"random image {i + 1}": images[i] for i in range(RANDOM_REFERENCES)}
     traversal(

@@ -293,8 +293,9 @@ def vae_rows(n=120):
 def figure(monkeypatch):
     """Returns the axes of the last chart, by title."""
     drawn = []
-    save = charts._save
-    monkeypatch.setattr(charts, "_save", lambda fig, path: drawn.append(fig) or save(fig, path))
+    save = charts.save_chart
+    keep = lambda fig, path: drawn.append(fig) or save(fig, path)  # noqa: E731
+    monkeypatch.setattr(charts, "save_chart", keep)
     return lambda: {ax.get_title(loc="left"): ax for ax in drawn[-1].axes}
 
 

@@ -1,0 +1,363 @@
+"""report.py: tables, charts and pages of many runs, from scores that are known."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import evaluate
+import report
+import train
+from figures.html import LIMIT, VALUES, Table, run_page
+from metrics.study import choices, families, holm, significance
+from models import build_model
+from training import save_checkpoint
+
+SCORES = {  # configuration -> metric -> the score of each seed
+    "beta2": {"beta_vae_paper": [0.5, 0.6, 0.7], "mig": [0.1, 0.2, 0.6]},
+    "beta8": {"beta_vae_paper": [0.9, 0.9, 0.9], "mig": [0.3, None, 0.5]},
+}
+UDR = {"beta2": [0.2, 0.9, 0.4], "beta8": [0.8, 0.1, 0.1]}
+METRICS = ["--metrics", "beta_vae_paper,mig", "--device", "cpu"]
+
+
+def make_run(runs, squares, name, seed, *, scores=None, step=4):
+    """A run folder with weights that nobody trained and, if given, scores that nobody computed."""
+    folder = runs / name / f"seed{seed}"
+    folder.mkdir(parents=True)
+    values = train.resolve(
+        "config/twoD_vae.yaml",
+        [
+            f"dataset={{name: npz, path: {squares}}}",
+            f"objective={{name: beta_vae, beta: {name.removeprefix('beta')}}}",
+            *("model.latent_dim=3", "train.steps=4", "train.batch_size=8", "train.device=cpu"),
+            *(f"name={name}", f"seed={seed}"),
+        ],
+    )
+    torch.manual_seed(seed)
+    model = build_model((1, 64, 64), values["model"], values["objective"])
+    state = {"config": values, "image_shape": [1, 64, 64], "model": model.state_dict()}
+    save_checkpoint(folder / "checkpoint.pt", state | {"step": step})
+    (folder / "log.csv").write_text(f"step,images,recon,kl\n2,16,90,1\n4,32,{80 + seed},2.5\n")
+    start = {"command": f"python train.py seed={seed}", "commit": "0123456789abcdef"}
+    start["hardware"] = {"cpu": "abacus", "cores": 2, "torch": "2"}
+    (folder / "run.json").write_text(json.dumps({"starts": [start], "train_seconds": 120.0}))
+    if scores:
+        entries = {key: {"score": score, "reason": ""} for key, score in scores.items()}
+        entries["mig"]["matrix"] = {
+            "kind": "nats",
+            "factors": ["size", "posX"],
+            "values": [[0.9, 0.1], [0.0, 0.5], [0.0, 0.0]],
+        }
+        (folder / "metrics.json").write_text(json.dumps(entries))
+        run = next(evaluate.load_runs([folder], "cpu"))
+        (folder / "evaluation.json").write_text(json.dumps(evaluate.asked(run, asked())))
+    return folder
+
+
+def asked():
+    settings = evaluate.metric_settings(evaluate.DEFAULT_CONFIG, [])
+    keys = ["beta_vae_paper", "mig"]
+    return {"metrics": keys, "seed": 0, "repeats": 1, "settings": settings}
+
+
+def never(*arguments):
+    raise AssertionError("scored again")
+
+
+@pytest.fixture(scope="module")
+def runs(squares, tmp_path_factory):
+    """Two configurations of three seeds, scored, and a fourth seed that is not finished."""
+    runs = tmp_path_factory.mktemp("runs")
+    for name, metrics in SCORES.items():
+        for seed in range(3):
+            scores = {key: values[seed] for key, values in metrics.items()}
+            make_run(runs, squares, name, seed, scores=scores)
+    make_run(runs, squares, "beta2", 3, step=2)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def written(runs, tmp_path_factory):
+    """The folder that report.py has written for them, and what it printed."""
+    out = tmp_path_factory.mktemp("out")
+    printed = io.StringIO()
+    found = iter(UDR.values())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "score_run", never)
+        patch.setattr(report, "PICTURE_IMAGES", 64)
+        patch.setattr(report, "agreement", lambda *_: {"mean": 0.5, "scores": next(found)})
+        patch.setattr("sys.stdout", printed)
+        paths = [str(runs / name / f"seed{seed}") for name in SCORES for seed in range(3)]
+        paths.append(str(runs / "beta2/seed3"))
+        assert report.main(["--checkpoint", *paths, "--out", str(out), *METRICS]) == 0
+    return out, printed.getvalue()
+
+
+def test_a_row_a_run(written):
+    frame = pd.read_csv(written[0] / "results.csv")
+    names = ["config", "seed", "beta_vae_paper", "mig", "udr"]
+    assert list(frame) == [*names, "recon", "kl", "images_seen", "minutes", "commit"]
+    assert list(zip(frame["config"], frame["seed"], strict=True)) == [
+        (name, seed) for name in SCORES for seed in range(3)
+    ]
+    assert list(frame["beta_vae_paper"]) == [0.5, 0.6, 0.7, 0.9, 0.9, 0.9]
+    assert list(frame["udr"]) == UDR["beta2"] + UDR["beta8"]
+    assert np.isnan(frame["mig"][4])
+    assert list(frame["recon"]) == [80, 81, 82] * 2
+    row = frame.iloc[0]
+    facts = (row["kl"], row["images_seen"], row["minutes"], row["commit"])
+    assert facts == (2.5, 32, 2.0, "0123456789abcdef")
+
+
+def test_tables_hold_mean_spread_median_and_n(written):
+    lines = (written[0] / "results.md").read_text().splitlines()
+    assert "| configuration | n | Paper's metric | MIG |" in lines
+    assert "| beta2 | 3 | 0.600 ± 0.100 (0.600) | 0.300 ± 0.265 (0.200) |" in lines
+    assert "| beta8 | 3 | 0.900 ± 0.000 (0.900) | 0.400 ± 0.141 (0.400), n = 2 |" in lines
+    assert "| UDR | 0.500 ± 0.361 (0.400) | 0.333 ± 0.404 (0.100) |" in lines
+    assert "| recon, nats | 81.0 ± 1.0 (81.0) | 81.0 ± 1.0 (81.0) |" in lines
+
+
+def test_what_udr_chooses_stands_beside_the_best(written):
+    lines = (written[0] / "results.md").read_text().splitlines()
+    assert "| metric | beta2: UDR chooses seed 1 | beta8: UDR chooses seed 0 |" in lines
+    row = "| MIG | 0.200; best 0.600 (seed 2) | 0.300; best 0.500 (seed 2) |"
+    assert row in lines
+
+
+def test_lower_is_better_for_the_metrics_that_say_so():
+    frame = pd.DataFrame({"config": "a", "seed": [0, 1], "udr": [0.1, 0.2]})
+    frame["mutual_info_score"], frame["mig"] = [0.3, 0.4], [0.3, 0.4]
+    found = choices(frame, ["mutual_info_score", "mig"])
+    assert list(found["seed"]) == [1, 1]
+    assert list(found["best_seed"]) == [0, 1]
+    assert choices(frame.drop(columns="udr"), ["mig"]).empty
+
+
+def test_differences_are_tested_where_there_are_three_runs_a_side(written):
+    lines = (written[0] / "results.md").read_text().splitlines()
+    assert "| configurations | n | Paper's metric | MIG |" in lines
+    assert "| beta2, beta8 | 3, 3 | 0.100; Holm 0.100 | - |" in lines  # beta8 has two scores of MIG
+
+
+def test_holm_by_hand():
+    """.01 x 3, .03 x 2, and .04 x 1, which is not below what came before."""
+    assert holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm(np.array([0.6, 0.5])) == pytest.approx([1, 1])
+    assert len(holm(np.array([]))) == 0
+
+
+def test_significance_by_hand():
+    """2 of the 20 splits of three and three are as extreme, ties or not; 3 pairs: times 3."""
+    scores = [1, 1, 1, 4, 5, 6, 7, 8, 9]
+    frame = pd.DataFrame({"config": list("aaabbbccc"), "mig": scores, "sap": scores[::-1]})
+    found = significance(frame, ["mig", "sap"])
+    assert list(found["metric"]) == ["mig"] * 3 + ["sap"] * 3
+    assert list(found["u"]) == [0, 0, 0, 9, 9, 9]
+    assert list(found["p"]) == pytest.approx([0.1] * 6)
+    assert list(found["p_holm"]) == pytest.approx([0.3] * 6)  # each metric by itself
+
+
+def test_a_family_differs_in_one_number():
+    base = {"name": "a", "seed": 0, "model": {"lr": 0.1, "ema": True}, "objective": {"beta": 1}}
+    other = base | {"name": "b", "objective": {"beta": 4}}
+    far = base | {"name": "c", "objective": {"beta": 4}, "model": {"lr": 0.2, "ema": True}}
+    assert families({"a": base, "b": other, "c": far}) == {
+        "model.lr": [{"b": 0.1, "c": 0.2}],
+        "objective.beta": [{"a": 1, "b": 4}],
+    }
+    assert families({"a": base}) == {}
+    assert families({"a": base, "b": base | {"model": {"lr": 0.1, "ema": False}}}) == {}
+
+
+def test_charts_are_there_and_not_blank(written):
+    for name in ("scores", "correlation", "hyperparameter", "curves"):
+        pixels = np.asarray(Image.open(written[0] / f"{name}.png").convert("L"))
+        assert pixels.std() > 5, name
+
+
+def test_an_unfinished_run_is_left_out_with_a_line(written):
+    line = next(line for line in written[1].splitlines() if "seed3" in line)
+    assert line.endswith("not finished (step 2 of 4), left out")
+    assert "seed3" not in (written[0] / "report.html").read_text()
+
+
+class Page(HTMLParser):
+    """What a page loads, its sliders and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.loads, self.sliders, self.tags, self.links = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append(tag)
+        self.loads += [attributes[key] for key in ("src", "data", "srcset") if key in attributes]
+        if tag == "link":
+            self.loads.append(attributes["href"])
+        if tag == "a":
+            self.links.append(attributes["href"])
+        if tag == "input" and attributes["type"] == "range":
+            self.sliders.append(attributes)
+
+
+@pytest.mark.parametrize("which", ["study", "run"])
+def test_a_page_is_one_small_file_that_needs_nothing_else(written, runs, which):
+    folder = written[0] if which == "study" else runs / "beta2/seed0"
+    text = (folder / "report.html").read_text()
+    page = Page(text)
+    assert len(text.encode()) < LIMIT <= 5e6
+    assert "img" in page.tags
+    assert all(address.startswith("data:") for address in page.loads)
+    assert all(a.startswith("data:image/png;base64,") for a in re.findall(r"url\((.*?)\)", text))
+    assert "://" not in text
+    assert "@import" not in text
+    assert "python train.py seed=0" in text
+    assert "01234567" in text
+    assert "abacus, 2 cores" in text
+
+
+def test_the_study_leads_to_the_pages_of_its_runs(written):
+    links = Page((written[0] / "report.html").read_text()).links
+    assert len(links) == 6
+    assert all((written[0] / link).resolve().is_file() for link in links)
+
+
+def sprites(text):
+    found = re.findall(r"\.sprite\d \{ background-image: url\(data:image/png;base64,(.*?)\)", text)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data in found]
+
+
+def test_a_slider_a_latent_over_frames_that_the_model_decodes(runs):
+    folder = runs / "beta8/seed1"
+    text = (folder / "report.html").read_text()
+    run = next(evaluate.load_runs([folder], "cpu"))
+    sliders, pictures = Page(text).sliders, sprites(text)
+    order = [int(slider["aria-label"].removeprefix("z")) for slider in sliders]
+    assert sorted(order) == [0, 1, 2]
+    assert {slider["max"] for slider in sliders} == {str(VALUES - 1)}
+    assert len(pictures) == report.REFERENCES
+    reference = next(iter(run.data.reference_images().values()))
+    with torch.inference_mode():
+        code = run.model.encode(reference[None])[0]
+        for row, d in enumerate(order):
+            assert (
+                int(sliders[row]["value"])
+                == np.abs(np.linspace(-3, 3, VALUES) - code[d].item()).argmin()
+            )
+            for column, value in enumerate(np.linspace(-3, 3, VALUES)):
+                z = code.clone()
+                z[d] = value
+                image = 255 * run.model.decode(z[None])[0, 0].numpy()
+                frame = pictures[0][64 * row :, 64 * column :][:64, :64]
+                assert np.abs(frame - image).max() < 1
+
+
+def test_names_are_text_and_pictures_that_do_not_fit_are_named(runs, tmp_path):
+    run = next(evaluate.load_runs([runs / "beta2/seed0"], "cpu"))
+    large, small = tmp_path / "large.gif", tmp_path / "small.png"
+    large.write_bytes(bytes(4_500_000))
+    small.write_bytes(bytes(100))
+    empty = Table("", "", [], [])
+    references = run.data.reference_images()
+    content = dict.fromkeys(("title", "note", "how", "configuration"), "") | {"commands": []}
+    path = run_page(
+        tmp_path / "report.html",
+        run.model,
+        references,
+        [1.0, 0.0, 2.0],
+        factor_names=["<b>size</b> 90%", "posX 50%", "posY 80%"],
+        pictures={"large": large, "small": small},
+        scores=empty,
+        facts=empty,
+        **content,
+    )
+    text = path.read_text()
+    assert len(text) < LIMIT
+    assert "large.gif is too large for this page" in text
+    assert [slider["aria-label"] for slider in Page(text).sliders] == ["z2", "z0", "z1"]
+    assert text.count('class="latent dead"') == 1
+    assert "posY 80%" in text
+    assert "posX 50%" not in text  # of a latent that carries nothing
+    assert "&lt;b&gt;size&lt;/b&gt; 90%" in text
+    assert "<b>size" not in text
+
+
+def test_known_scores_are_those_of_the_same_question(runs):
+    run, score = next(evaluate.load_runs([runs / "beta2/seed0"], "cpu")), asked()
+    assert evaluate.known_scores(run, run.path, score)["mig"]["score"] == 0.1
+    others = [{"seed": 1}, {"repeats": 2}, {"metrics": ["mig"]}, {"settings": {}}]
+    for other in others:
+        assert evaluate.known_scores(run, run.path, score | other) is None
+    another = run._replace(path=runs / "beta2/seed1")  # other weights
+    assert evaluate.known_scores(another, run.path, score) is None
+    assert evaluate.known_scores(run, runs, score) is None
+
+
+def test_a_study_is_scored_once(squares, tmp_path, monkeypatch, capsys):
+    settings = tmp_path / "few.yaml"
+    settings.write_text("mig: {num_samples: 48}")
+    folder = make_run(tmp_path / "runs", squares, "beta4", 0)
+    study = {"name": "tiny", "seeds": "0-1", "metrics": "mig"}
+    study["runs"] = [{"config": "config/twoD_vae.yaml", "name": "beta4"}]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    arguments = ["--study", str(tmp_path / "study.yaml"), "--runs", str(tmp_path / "runs")]
+    arguments += ["--out", str(tmp_path / "out"), "--config", str(settings), "--device", "cpu"]
+    assert report.main(arguments) == 0
+    assert f"{folder.parent / 'seed1'}: not started, left out" in capsys.readouterr().out
+    score = json.loads((folder / "metrics.json").read_text())["mig"]["score"]
+    assert pd.read_csv(tmp_path / "out/results.csv")["mig"].tolist() == pytest.approx([score])
+    first = (tmp_path / "out/results.md").read_text()
+    assert first.startswith("# tiny\n")
+    monkeypatch.setattr(report, "score_run", never)
+    assert report.main(arguments) == 0
+    assert (tmp_path / "out/results.md").read_text() == first
+    (folder / "report.html").unlink()
+    few = [*arguments[-4:], "--metrics", "mig"]
+    assert report.main(["--checkpoint", str(folder), *few]) == 0
+    assert len(Page((folder / "report.html").read_text()).sliders) == 3
+
+
+def test_a_published_checkpoint_is_reported_on_beside_its_study(runs, tmp_path, monkeypatch):
+    file = tmp_path / "vae.pt"
+    file.write_bytes((runs / "beta2/seed0/checkpoint.pt").read_bytes())
+    scores = {"mig": {"score": 0.25}}
+    monkeypatch.setattr(report, "score_run", lambda *_: (scores, None))
+    out = tmp_path / "out"
+    arguments = ["--checkpoint", str(file), "--out", str(out), "--metrics", "mig"]
+    assert report.main([*arguments, "--device", "cpu"]) == 0
+    page = Page((out / "beta2_seed0/report.html").read_text())
+    assert len(page.sliders) == 3
+    frame = pd.read_csv(out / "results.csv")
+    assert frame["mig"].tolist() == [0.25]
+    assert frame[["udr", "recon", "minutes", "commit"]].isna().all(axis=None)
+    assert "| beta2 | 1 | 0.250 (0.250) |" in (out / "results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--study", "none.yaml"], "none.yaml"),
+        (["--checkpoint", "none"], "there is no checkpoint none"),
+        (["--checkpoint", "none", "none"], "--out: a folder is needed"),
+        (["--checkpoint", "none", "--metrics", "migg"], "did you mean 'mig'?"),
+        (["--checkpoint", "none", "--seed", "-1"], "--seed: -1"),
+        (["--checkpoint", "tests"], "there is no finished run"),
+    ],
+)
+def test_a_mistake_is_one_sentence(capsys, arguments, part):
+    assert report.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("report.py: ")
+    assert part in error
+    assert error.count("\n") == 1
