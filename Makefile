@@ -4,12 +4,12 @@ SEEDS = 0 1 2
 MODELS = twoD_infogan twoD_infogan_sn twoD_vae twoD
 RUN = .venv/bin/python
 
-.PHONY: train test lint results figure6 bench
+.PHONY: train test lint results figure6 study bench
 train: .venv/ready            ## the beta-VAE of config/twoD.yaml; again: goes on or says complete
 	$(RUN) train.py --config config/twoD.yaml
 
 test: .venv/ready-dev lint    ## the whole test suite
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --dist worksteal
 
 lint: .venv/ready-dev
 	.venv/bin/ruff check .
@@ -28,6 +28,10 @@ results: .venv/ready          ## what res/2dshapes holds: train all seeds, score
 
 figure6: .venv/ready          ## the paper's Figure 6: baselines beside the models of metrics.json
 	$(RUN) figure6.py
+
+study: .venv/ready            ## every objective, five seeds: days on two cores; again: goes on
+	$(RUN) sweep.py --study config/studies/twoD.yaml
+	$(RUN) report.py --study config/studies/twoD.yaml
 
 bench: .venv/ready            ## images a second of training, seconds of every metric
 	$(RUN) benchmarks/train_speed.py --json benchmarks/train_speed.json

@@ -61,14 +61,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--scores",
+        nargs="+",
         type=Path,
-        default=Path("res/2dshapes/metrics.json"),
-        help="what evaluate.py --checkpoint ... --metrics all --json wrote for several runs",
+        default=[Path("res/2dshapes/metrics.json")],
+        help="what evaluate.py --checkpoint ... --json wrote for several runs; of a score that is "
+        "in two files the first counts",
     )
     parser.add_argument("--out", type=Path, default=Path("res/2dshapes"))
     options = parser.parse_args(arguments)
     try:
-        summary = read_summary(options.scores)
+        summary: Rows = {}
+        for path in options.scores:
+            for name, scores in read_summary(path).items():
+                summary[name] = scores | summary.get(name, {})
         options.out.mkdir(parents=True, exist_ok=True)
         rows = score_representations(load_dataset("dsprites"))
         rows |= {ROWS.get(name, (name, ""))[0]: scores for name, scores in summary.items()}
@@ -180,7 +185,7 @@ def tables(rows: Rows) -> str:
     names = [name for name in rows if len(rows[name]) > 1]
     lines += ["", f"| metric | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for key in keys:
-        cells = [_cell(rows[name].get(key), 1, 3) for name in names]
+        cells = [_cell(rows[name].get(key), 1, 3, rows[name][PAPER_METRIC]["n"]) for name in names]
         lines.append(f"| {key} | {' | '.join(cells)} |")
     lines += ["", NOTE]
     return "\n".join(lines) + "\n"
@@ -192,12 +197,14 @@ def _paper(name: str) -> tuple[float, float]:
     return PAPER.get(beside, (np.nan, np.nan))
 
 
-def _cell(score: dict[str, Any] | None, unit: float, digits: int) -> str:
+def _cell(score: dict[str, Any] | None, unit: float, digits: int, n: int | None = None) -> str:
+    """Mean ± spread, and the number of seeds where it is not the row's n."""
     if score is None or score["mean"] is None:
         return "-"
     spread = score.get("spread")
     text = f"{unit * score['mean']:.{digits}f}"
-    return text if spread is None else f"{text} ± {unit * spread:.{digits}f}"
+    text += "" if spread is None else f" ± {unit * spread:.{digits}f}"
+    return text if n in (None, score["n"]) else f"{text} (n = {score['n']})"
 
 
 def draw(rows: Rows, path: Path) -> None:

@@ -48,6 +48,8 @@ def test_tables_hold_ours_beside_the_paper():
     assert "| metric | PCA | InfoGAN, spectral norm |" in lines  # raw pixels have one score alone
     assert "| mig | 0.500 ± 0.125 | - |" in lines
     assert "| sap | - | 0.500 ± 0.125 |" in lines
+    rows["PCA"]["sap"] = score | {"n": 2}
+    assert "| sap | 0.500 ± 0.125 (n = 2) | 0.500 ± 0.125 |" in figure6.tables(rows)
     assert "| my_own | 50.0 ± 12.5 | - | 3 |" in figure6.tables({"my_own": rows["raw pixels"]})
 
 
@@ -72,13 +74,19 @@ def test_a_missing_json_is_one_sentence(tmp_path, capsys):
 def test_everything_is_written_in_one_go(data, tmp_path, monkeypatch):
     runs = {"twoD": {"beta_vae_paper": {"mean": 0.9, "spread": 0.1, "n": 3}}}
     (tmp_path / "metrics.json").write_text(json.dumps({"summary": runs}))
+    one = {"spread": None, "n": 1}
+    more = {"beta_vae_paper": one | {"mean": 0.5}, "mig": one | {"mean": 0.25}}
+    (tmp_path / "more.json").write_text(json.dumps({"summary": {"twoD": more, "own": more}}))
     monkeypatch.setattr(figure6, "load_dataset", lambda name: data)
     monkeypatch.setattr(figure6, "metric_settings", lambda path, overrides: SETTINGS)
     monkeypatch.setattr(figure6, "SCORED", ["beta_vae_paper", "modularity"])
     monkeypatch.setattr(figure6, "REPRESENTATIONS", {"PCA": figure6.pca})
-    assert figure6.main(["--scores", str(tmp_path / "metrics.json"), "--out", str(tmp_path)]) == 0
+    files = [str(tmp_path / name) for name in ("metrics.json", "more.json")]
+    assert figure6.main(["--scores", *files, "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "figure6.json").read_text())
     assert rows["PCA"]["modularity"]["n"] == figure6.SEEDS
-    assert rows["beta-VAE"]["beta_vae_paper"]["mean"] == 0.9
+    assert rows["beta-VAE"]["beta_vae_paper"]["mean"] == 0.9  # of the first file
+    assert rows["beta-VAE"]["mig"]["mean"] == 0.25
+    assert rows["own"]["beta_vae_paper"]["mean"] == 0.5
     assert (tmp_path / "figure6.md").read_text() == figure6.tables(rows)
     assert (tmp_path / "figure6.png").stat().st_size > 0
