@@ -199,13 +199,14 @@ def score_checkpoints(
     results, samples = {}, defaultdict(list)
     for run in load_runs(paths, device):
         folder = folder_of(run, out, several=len(paths) > 1)
-        scores, codes = score_run(run, folder, score)
-        if codes is None:
+        scores = known_scores(run, folder, score) or score_run(run, folder, score)
+        if not scores:
             continue
         name, seed = run.values["name"], run.values["seed"]
         facts = {"name": name, "seed": seed, "images_seen": run.images_seen}
         results[str(run.path)] = facts | {"scores": scores}
-        samples[name].append(codes[agreement_rows(len(codes), score["seed"])])
+        if len(paths) > 1:
+            samples[name].append(agreement_codes(run, score["seed"]))
     if not results:
         return {}
     print(table({_label(r): r["scores"] for r in results.values()}))
@@ -219,18 +220,16 @@ def score_checkpoints(
     return report
 
 
-def score_run(
-    run: Run, folder: Path, score: dict[str, Any]
-) -> tuple[dict[str, dict[str, Any]], np.ndarray | None]:
+def score_run(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Encode, score and draw a run into a folder: metrics.json, evaluation.json, pictures.
 
-    Returns the scores and the codes (N, D); of a data set without factors {} and None.
+    Returns the scores; {} of a data set without factors.
     """
     if run.data.grid is None:
         draw(run.model, run.data, folder, {}, run.label)
         text = f"'{run.data.name}' has no factors to score; pictures are in {folder}"
         print(f"{run.label}: {text}")
-        return {}, None
+        return {}
     codes, logvar = encode(run.model, run.data, run.label)
     scores = _score(codes, run.data.grid, logvar, score)
     draw(run.model, run.data, folder, scores, run.label)
@@ -240,7 +239,7 @@ def score_run(
     _write_json(folder / "metrics.json", scores)
     _write_json(folder / "evaluation.json", facts)
     print(f"{run.label}: metrics.json and pictures are in {folder}")
-    return scores, codes
+    return scores
 
 
 def asked(run: Run, score: dict[str, Any]) -> dict[str, Any]:
@@ -264,6 +263,7 @@ def known_scores(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, Any
     wanted = asked(run, score)
     if {key: facts.get(key) for key in wanted} != wanted or set(scores) != set(score["metrics"]):
         return None
+    print(f"{run.label}: scored before; without {folder / 'metrics.json'} it is scored again")
     return scores
 
 
@@ -404,6 +404,11 @@ def agreement_rows(total: int, seed: int) -> np.ndarray:
     """The images on which runs are compared with each other."""
     samples = min(AGREEMENT_IMAGES, total)
     return np.random.default_rng(seed).choice(total, size=samples, replace=False)
+
+
+def agreement_codes(run: Run, seed: int) -> np.ndarray:
+    """Codes (n, D) of a run on the images on which runs are compared."""
+    return encode(run.model, run.data, run.label, agreement_rows(len(run.data), seed))[0]
 
 
 def agreement(runs: list[np.ndarray], seed: int) -> dict[str, Any]:

@@ -23,8 +23,7 @@ from evaluate import (
     PICTURE_IMAGES,
     Run,
     agreement,
-    agreement_rows,
-    encode,
+    agreement_codes,
     factor_names,
     folder_of,
     known_scores,
@@ -148,15 +147,8 @@ def look_at(run: Run, out: Path | None, score: dict[str, Any]) -> Scored:
     """The scores of a run, old or new, and its page."""
     at_home = run.path.is_dir() or run.path.name == "checkpoint.pt"
     folder = folder_of(run, None if at_home else out, several=True)
-    scores, sample = known_scores(run, folder, score), None
-    if scores is None:
-        scores, _ = score_run(run, folder, score)
-    else:
-        print(f"{run.label}: scored before, in {folder}")
-    if run.data.grid is not None:
-        sample, _ = encode(
-            run.model, run.data, run.label, agreement_rows(len(run.data), score["seed"])
-        )
+    scores = known_scores(run, folder, score) or score_run(run, folder, score)
+    sample = agreement_codes(run, score["seed"]) if scores else None
     file, log = folder / "run.json", folder / "log.csv"
     record = json.loads(file.read_text()) if file.exists() else {}
     log = pd.read_csv(log) if log.exists() else None

@@ -51,6 +51,25 @@ def test_a_published_checkpoint_gives_the_scores_of_its_run(run, tmp_path):
     assert results[0] == results[1]
 
 
+def test_what_is_scored_is_not_scored_again(run, monkeypatch, capsys):
+    capsys.readouterr()
+    arguments = ["--checkpoint", str(run), "--device", "cpu", *FEW]
+    assert evaluate.main(arguments) == 0
+    first = capsys.readouterr().out.splitlines()
+
+    def never(*args):
+        raise AssertionError("scored again")
+
+    monkeypatch.setattr(evaluate, "_score", never)
+    assert evaluate.main(arguments) == 0
+    again = capsys.readouterr().out.splitlines()
+    assert "scored before" in again[0]
+    assert str(run / "metrics.json") in again[0]
+    assert again[1:] == first[1:]
+    with pytest.raises(AssertionError, match="scored again"):  # other draws
+        evaluate.main([*arguments, "--seed", "1"])
+
+
 def test_a_large_published_checkpoint_is_small_and_still_the_same_model(command, tmp_path):
     assert train.main(command("config/twoD_infogan.yaml", "train.precision=fp32")) == 0
     publish.publish(tmp_path / "runs/small/seed0", "gan", tmp_path)

@@ -332,7 +332,7 @@ def test_a_published_checkpoint_is_reported_on_beside_its_study(runs, tmp_path, 
     file = tmp_path / "vae.pt"
     file.write_bytes((runs / "beta2/seed0/checkpoint.pt").read_bytes())
     scores = {"mig": {"score": 0.25}}
-    monkeypatch.setattr(report, "score_run", lambda *_: (scores, None))
+    monkeypatch.setattr(report, "score_run", lambda *_: scores)
     out = tmp_path / "out"
     arguments = ["--checkpoint", str(file), "--out", str(out), "--metrics", "mig"]
     assert report.main([*arguments, "--device", "cpu"]) == 0
