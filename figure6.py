@@ -2,12 +2,14 @@
 
 Scores what needs no training (the true factors, raw pixels, PCA, ICA, an untrained VAE) with the
 metrics of evaluate.py, puts trained models (the JSON of `evaluate.py --checkpoint ... --json`)
-beside them and writes figure6.json, figure6.png and figure6.md, the tables of the README.
+beside them and writes figure6.json, figure6.png and figure6.md, the tables of the README. What is
+scored stays in figure6_untrained.json: the same command goes on from there.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
             for name, scores in read_summary(path).items():
                 summary[name] = scores | summary.get(name, {})
         options.out.mkdir(parents=True, exist_ok=True)
-        rows = score_representations(load_dataset("dsprites"))
+        rows = score_representations(load_dataset, options.out / "figure6_untrained.json")
         rows |= {ROWS.get(name, (name, ""))[0]: scores for name, scores in summary.items()}
         for file, text in ("json", json.dumps(rows, indent=1) + "\n"), ("md", tables(rows)):
             write_atomically(options.out / f"figure6.{file}", lambda f, t=text: f.write_text(t))
@@ -151,21 +153,46 @@ REPRESENTATIONS = {  # f(data, seed) -> codes (N, D)
 }
 
 
-def score_representations(data: ImageData) -> Rows:
-    """Row -> metric -> mean, spread (ddof 1) and n over seeds of what needs no training."""
-    rows: Rows = {}
-    settings = metric_settings(DEFAULT_CONFIG, [])
-    with tqdm(total=SEEDS * len(REPRESENTATIONS), unit=" scored") as bar:
-        for name, represent in REPRESENTATIONS.items():
-            bar.set_description(name)
-            metrics, runs = [PAPER_METRIC] if represent is RawPixels else SCORED, []
-            for seed in range(SEEDS):
-                codes = represent(data, seed)
-                scores = score_all(codes, data.grid, metrics=metrics, seed=seed, settings=settings)
-                runs.append({key: entry["score"] for key, entry in scores.items()})
-                bar.update()
-            rows[name] = {key: _mean([run[key] for run in runs]) for key in runs[0]}
-    return rows
+def score_representations(load: Callable[[str], ImageData], kept: Path) -> Rows:
+    """Row -> metric -> mean, spread (ddof 1) and n over seeds of what needs no training.
+
+    load: the reader of data sets, called if something is left to score. kept: a JSON file, row ->
+    metric -> the score of every seed, that grows with each; scores of other settings are dropped.
+    Raises ValueError where it is something else.
+    """
+    settings = json.loads(json.dumps(metric_settings(DEFAULT_CONFIG, [])))
+    made_with = {"metrics": SCORED, "settings": settings}
+    scores = _read_kept(kept, made_with)
+    wanted = {name: [PAPER_METRIC] if name == "raw pixels" else SCORED for name in REPRESENTATIONS}
+    jobs = [(seed, name) for name in wanted for seed in range(SEEDS)]
+    jobs = [job for job in jobs if len(scores.get(job[1], {}).get(PAPER_METRIC, [])) <= job[0]]
+    data = load("dsprites") if jobs else None
+    for seed, name in (bar := tqdm(jobs, unit=" scored")):
+        bar.set_description(name)
+        found = score_all(
+            REPRESENTATIONS[name](data, seed),
+            data.grid,
+            metrics=wanted[name],
+            seed=seed,
+            settings=settings,
+        )
+        row = scores.setdefault(name, {key: [] for key in found})
+        for key, entry in found.items():
+            row[key].append(entry["score"])
+        text = json.dumps(made_with | {"scores": scores}, indent=1) + "\n"
+        write_atomically(kept, lambda file, text=text: file.write_text(text))
+    return {name: {k: _mean(v) for k, v in scores[name].items()} for name in wanted}
+
+
+def _read_kept(path: Path, made_with: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """Scores that an earlier call has left: none where there are none, or made otherwise."""
+    if not path.exists():
+        return {}
+    try:
+        kept = json.loads(path.read_text())
+        return kept["scores"] if made_with.items() <= kept.items() else {}
+    except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is not what figure6.py writes: move it away") from error
 
 
 def _mean(values: list[float]) -> dict[str, Any]:

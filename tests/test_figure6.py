@@ -90,3 +90,34 @@ def test_everything_is_written_in_one_go(data, tmp_path, monkeypatch):
     assert rows["own"]["beta_vae_paper"]["mean"] == 0.5
     assert (tmp_path / "figure6.md").read_text() == figure6.tables(rows)
     assert (tmp_path / "figure6.png").stat().st_size > 0
+
+
+def test_what_is_scored_is_kept(data, tmp_path, monkeypatch):
+    """A call that was cut off goes on with the next score and ends as one that was not."""
+    kept, straight, drawn = tmp_path / "kept.json", tmp_path / "straight.json", []
+
+    def pca(data, seed):
+        drawn.append(seed)
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return figure6.pca(data, seed)
+
+    monkeypatch.setattr(figure6, "metric_settings", lambda path, overrides: SETTINGS)
+    monkeypatch.setattr(figure6, "SCORED", ["beta_vae_paper", "modularity"])
+    monkeypatch.setattr(figure6, "REPRESENTATIONS", {"PCA": pca})
+    with pytest.raises(KeyboardInterrupt):
+        figure6.score_representations(lambda name: data, kept)
+    rows = figure6.score_representations(lambda name: data, kept)
+    assert drawn == [0, 1, 1, 2]
+    assert figure6.score_representations(lambda name: pytest.fail("data is read"), kept) == rows
+    assert figure6.score_representations(lambda name: data, straight) == rows
+    assert kept.read_text() == straight.read_text()
+    monkeypatch.setattr(figure6, "SCORED", ["beta_vae_paper", "mig"])  # made otherwise: anew
+    assert set(figure6.score_representations(lambda name: data, kept)["PCA"]) == {
+        "beta_vae_paper",
+        "mig",
+    }
+    for text in "[]", "{", '{"scores": {}':
+        kept.write_text(text)
+        with pytest.raises(ValueError, match=r"not what figure6\.py writes"):
+            figure6.score_representations(lambda name: data, kept)

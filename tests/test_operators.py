@@ -11,6 +11,7 @@ import torch.utils.data
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
+from benchmarks.plain import plain_infogan, plain_vae
 from data import ImageData, PackedImages
 from models import build_model
 from models.gan_networks import GAN_NETWORKS
@@ -75,6 +76,18 @@ def test_layers_of_one_channel_are_matrix_products(step):
     transposed = [args for args in recorder.of(aten.convolution) if args[6]]
     assert transposed
     assert min(args[1].shape[1] for args in transposed) > 4  # weight (Cin, Cout, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["vae", "seed", "sn"])
+def test_the_yardstick_runs_the_same_networks_with_torchs_own_layers(name):
+    model = build_model((1, 64, 64), *MODELS[name], 100)
+    step = (plain_vae if name == "vae" else plain_infogan)(model)
+    x = (torch.rand(BATCH, 1, 64, 64) < 0.05).float()
+    with Recorder() as recorder:
+        step(x)
+    kernels = recorder.of(aten.convolution_backward)
+    assert any(args[7] for args in kernels)  # transposed
+    assert min(args[2].shape[1] for args in kernels) == 1  # images of one channel
 
 
 def test_the_convolutions_of_a_vae_step():
