@@ -92,8 +92,8 @@ def main() -> int:
         peak = peaks["float32"] if CASES[name].environment else max(peaks.values())
         results[name] = summarise(runs, peak)
         print(row(name, results[name]), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(facts | {"cases": results}, indent=1) + "\n")
+        if options.json:
+            options.json.write_text(json.dumps(facts | {"cases": results}, indent=1) + "\n")
     return 0
 
 
