@@ -117,33 +117,51 @@ def _spectral(layer: nn.Module) -> nn.Module:
     return spectral_norm(layer)
 
 
+def _as_it_is(layer: nn.Module) -> nn.Module:
+    return layer
+
+
 def _sn_row(layer: nn.Module) -> nn.Sequential:
-    return nn.Sequential(_spectral(layer), nn.LeakyReLU(0.2, inplace=True))
+    return nn.Sequential(layer, nn.LeakyReLU(0.2, inplace=True))
 
 
-def _sn_trunk(channels: int) -> nn.Sequential:
+def _sn_trunk(channels: int, norm: Callable[[nn.Module], nn.Module]) -> nn.Sequential:
     return nn.Sequential(
-        _sn_row(Conv2d(channels, 32, 4, 2, 1)),  # 32
-        _sn_row(nn.Conv2d(32, 32, 4, 2, 1)),  # 16
-        _sn_row(nn.Conv2d(32, 64, 4, 2, 1)),  # 8
-        _sn_row(nn.Conv2d(64, 64, 4, 2, 1)),  # 4
+        _sn_row(norm(Conv2d(channels, 32, 4, 2, 1))),  # 32
+        _sn_row(norm(nn.Conv2d(32, 32, 4, 2, 1))),  # 16
+        _sn_row(norm(nn.Conv2d(32, 64, 4, 2, 1))),  # 8
+        _sn_row(norm(nn.Conv2d(64, 64, 4, 2, 1))),  # 4
         nn.Flatten(),
-        _sn_row(nn.Linear(64 * 4 * 4, 128)),
+        _sn_row(norm(nn.Linear(64 * 4 * 4, 128))),
     )
 
 
-def sn_discriminator(channels: int, parameters: int) -> Discriminator:
+def sn_discriminator(
+    channels: int, parameters: int, norm: Callable[[nn.Module], nn.Module] = _spectral
+) -> Discriminator:
     """D and Q of InfoGAN-CR on dSprites, spectral norm on every layer, images in [0, 1].
 
     4x4 stride-2 conv 32, 32, 64, 64 and FC 128, leaky ReLU .2; D: FC 1; Q: FC 128, FC parameters.
     """
-    q_head = nn.Sequential(_sn_row(nn.Linear(128, 128)), _spectral(nn.Linear(128, parameters)))
-    return Discriminator(_sn_trunk(channels), _spectral(nn.Linear(128, 1)), q_head)
+    q_head = nn.Sequential(_sn_row(norm(nn.Linear(128, 128))), norm(nn.Linear(128, parameters)))
+    return Discriminator(_sn_trunk(channels, norm), norm(nn.Linear(128, 1)), q_head)
 
 
-def sn_pair_discriminator(channels: int, codes: int) -> nn.Sequential:
+def sn_pair_discriminator(
+    channels: int, codes: int, norm: Callable[[nn.Module], nn.Module] = _spectral
+) -> nn.Sequential:
     """InfoGAN-CR's trunk on two images stacked as channels -> logits (B, codes)."""
-    return nn.Sequential(_sn_trunk(2 * channels), nn.Linear(128, codes))
+    return nn.Sequential(_sn_trunk(2 * channels, norm), nn.Linear(128, codes))
+
+
+def small_discriminator(channels: int, parameters: int) -> Discriminator:
+    """`sn_discriminator` without the norm: D is stronger and wants instance noise."""
+    return sn_discriminator(channels, parameters, _as_it_is)
+
+
+def small_pair_discriminator(channels: int, codes: int) -> nn.Sequential:
+    """`sn_pair_discriminator` without the norm."""
+    return sn_pair_discriminator(channels, codes, _as_it_is)
 
 
 class GanNetwork(NamedTuple):
@@ -166,4 +184,7 @@ GAN_NETWORKS = {
         seed_generator, seed_discriminator, seed_pair_discriminator, -1.0, False, "g"
     ),
     "sn": GanNetwork(sn_generator, sn_discriminator, sn_pair_discriminator, 0.0, True, "d"),
+    "small": GanNetwork(
+        sn_generator, small_discriminator, small_pair_discriminator, 0.0, True, "d"
+    ),
 }

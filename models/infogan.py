@@ -55,7 +55,7 @@ class InfoGAN(nn.Module):
 
     Q's loss is part of D's step, where it trains the shared trunk, and of G's step. Each step moves
     what its own optimiser holds and nothing else: "d" D and the trunk, "g" the generator; Q's own
-    layers go with G in the network "seed" and with D in "sn".
+    layers go with G in the network "seed" and with D in "sn" and "small".
 
     Batch norm: call eval() before encode, decode and information, so that an image depends on its
     own code alone. G's running statistics are those of its samples; D's are those of real images
@@ -72,7 +72,7 @@ class InfoGAN(nn.Module):
         self,
         image_shape: tuple[int, int, int],
         *,
-        network: Literal["seed", "sn"] = "seed",
+        network: Literal["seed", "sn", "small"] = "seed",
         continuous: NonNegativeInt = 5,
         categorical: Categories = (),
         noise: NonNegativeInt = 5,

@@ -128,6 +128,12 @@ def test_products_on_a_vector_are_the_upconvs_of_the_table():
     torch.testing.assert_close(generator[2][1](generator[2][0](h)), upconv, rtol=1e-4, atol=1e-5)
 
 
+def test_small_network_is_the_same_without_the_norm():
+    sizes = {name: sum(p.numel() for p in make(name).parameters()) for name in ("sn", "small")}
+    assert sizes["sn"] == sizes["small"]
+    assert not any("parametrizations" in name for name, _ in make("small").named_parameters())
+
+
 def test_seed_size_of_the_networks():
     model = make("seed")
     rows = [10 * 256, 256 * 256, 256 * 128 * 16, 128 * 64 * 16, 64 * 64 * 16, 64 * 32 * 16]
@@ -212,7 +218,7 @@ def test_information_is_repeatable_and_leaves_the_model_alone(network):
 def test_each_step_moves_only_its_own_parameters(network):
     model = make(network)
     d, q_with_g = model.discriminator, GAN_NETWORKS[network].q_owner == "g"
-    real, z = squares() if network == "sn" else squares() * 2 - 1, model.sample(8)
+    real, z = model._to_network(squares()), model.sample(8)
     fake = model.generator(model._inputs(z, model.sample_noise(8)))
     before_g, before_d = weights(model.generator), weights(d.trunk, d.d_head)
     before_q = weights(d.q_head)
@@ -288,7 +294,7 @@ def test_losses_and_accuracies_in_closed_form():
 def test_real_and_fake_in_one_forward_is_exact_without_batch_norm_only():
     torch.manual_seed(0)
     real, fake = squares(), torch.rand(8, 1, 64, 64)
-    for network, exact in (("sn", True), ("seed", False)):
+    for network, exact in (("sn", True), ("small", True), ("seed", False)):
         model = make(network)
         assert model.joint == exact
         d = model.discriminator
@@ -333,8 +339,7 @@ def test_three_steps(network, channels, settings):
     moved = [not torch.equal(a, b) for a, b in zip(before, weights(model), strict=True)]
     names = [name for name, _ in model.named_parameters()]
     assert all(moved), [name for name, m in zip(names, moved, strict=True) if not m]
-    spread = 2 if network == "seed" else 1  # of [-1, 1] and [0, 1]
-    real = spread * float(x.std(0, unbiased=False).mean())
+    real = float(model._to_network(x).std(0, unbiased=False).mean())
     assert float(terms["std_real"]) == pytest.approx(real, rel=1e-4)
 
 
