@@ -6,8 +6,10 @@ Or scores of any model in the world: python evaluate.py --codes codes.npz --metr
 import argparse
 import hashlib
 import json
+import math
 import sys
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,7 +24,7 @@ import config
 from data import DATASETS, ImageData, load_dataset
 from figures.charts import best_factors, matrix
 from figures.run import draw_run
-from metrics import METRICS, as_samples, dci, dci_fast, score_all, select, udr
+from metrics import METRICS, as_codes, as_samples, dci, dci_fast, score_all, select, udr
 from models import MODELS, build_model
 from models.fast import keep_freed_memory
 from models.objectives import OBJECTIVES
@@ -36,12 +38,16 @@ from training import (
 )
 from training.checkpoint import write_atomically
 
+Codes = tuple[np.ndarray, np.ndarray | None]  # (n, D) and their log-variances, of a posterior
+
 SCHEMA = config.make_schema(DATASETS, MODELS, OBJECTIVES)
 DEFAULT_METRICS = "beta_vae_paper,factor_vae,mig"
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "config" / "metrics.yaml"
 ENCODE_BATCH = 1024
 PICTURE_IMAGES = 2048  # on which the information of a latent is measured
 AGREEMENT_IMAGES = 10_000  # on which runs are compared for UDR
+CODES_KEYS = ("codes", "factors", "sizes", "names", "logvar")  # of the file of --codes
+LARGEST_LOGVAR = 500  # beyond it a variance is no longer a float
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,7 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--metrics", default=DEFAULT_METRICS, help=f"default: {DEFAULT_METRICS}")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="metrics' settings")
     parser.add_argument("--seed", type=int, default=0, help="of the metrics' sampling")
-    parser.add_argument("--repeats", type=int, default=1, help="draws a metric, for mean, spread")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=1,
+        help="draws a metric, for mean and spread (0 where a draw takes all samples)",
+    )
     parser.add_argument("--out", type=Path, help="folder for metrics.json and pictures")
     parser.add_argument("--json", type=Path, help="write the scores to this file too")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
@@ -83,6 +94,10 @@ def main(arguments: list[str] | None = None) -> int:
         settings = metric_settings(options.config, options.overrides)
         if options.seed < 0:
             raise ValueError(f"--seed: {options.seed} is not allowed; allowed: 0 or more")
+        if options.repeats < 1:
+            raise ValueError(f"--repeats: {options.repeats} is not allowed; allowed: 1 or more")
+        if options.json and options.json.is_dir():
+            raise ValueError(f"--json: {options.json} is a folder, not a file to write")
         score = {
             "metrics": select(options.metrics.split(",")),
             "seed": options.seed,
@@ -90,13 +105,13 @@ def main(arguments: list[str] | None = None) -> int:
             "settings": settings,
         }
         if options.codes:
-            scores = score_arrays(options.codes, score)
-            print(table({options.codes.name: scores}))
-            result = scores
+            result = score_arrays(options.codes, score)
+            print(table({options.codes.name: result}))
         else:
             result = score_checkpoints(paths, options.out, options.device, score)
         if options.codes and options.out:
             _write_json(options.out / "metrics.json", result)
+            draw_matrices(result, options.out, options.codes.name)
         if options.json:
             _write_json(options.json, result)
     except (ValueError, OSError) as error:
@@ -126,25 +141,43 @@ def score_arrays(path: Path, score: dict[str, Any]) -> dict[str, dict[str, Any]]
         raise ValueError(f"--codes: {path} is not an npz file of plain arrays")
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+            there = file.files
+            arrays = {key: file[key] for key in CODES_KEYS if key in there}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
         raise ValueError(f"--codes: {path} is not an npz file of plain arrays") from error
-    if "codes" not in arrays or not {"factors", "sizes"} & set(arrays):
-        found = ", ".join(arrays) or "nothing"
+    if "codes" not in arrays or ("factors" in arrays) == ("sizes" in arrays):
+        found = ", ".join(there) or "nothing"
         raise ValueError(
-            f"--codes: {path} must hold 'codes' and 'factors' or 'sizes'; it has {found}"
+            f"--codes: {path} must hold 'codes' and either 'factors' or 'sizes'; it has {found}"
         )
-    factors = arrays.get("factors")
-    if factors is None:
-        sizes = tuple(int(size) for size in np.atleast_1d(arrays["sizes"]))
-        if np.prod(sizes) != len(arrays["codes"]):
+    codes, names, logvar = as_codes(arrays["codes"]), arrays.get("names"), arrays.get("logvar")
+    factors = arrays["factors"] if "factors" in arrays else _grid(arrays["sizes"], len(codes))
+    if names is not None:
+        if names.ndim != 1 or names.dtype.kind not in "US":
+            raise ValueError(f"--codes: names has shape {names.shape}; a text a factor is allowed")
+        names = names.astype(str).tolist()
+    if logvar is not None:
+        logvar = as_codes(logvar, "logvar")
+        if logvar.shape != codes.shape or np.abs(logvar).max() > LARGEST_LOGVAR:
             raise ValueError(
-                f"--codes: sizes {sizes} make {np.prod(sizes)} combinations, "
-                f"but codes has {len(arrays['codes'])} rows"
+                f"--codes: logvar has shape {logvar.shape} and values up to "
+                f"{np.abs(logvar).max():g}; {codes.shape} like codes and at most "
+                f"{LARGEST_LOGVAR} either way is allowed"
             )
-        factors = np.stack(np.unravel_index(np.arange(len(arrays["codes"])), sizes), axis=1)
-    names = [str(name) for name in arrays["names"]] if "names" in arrays else None
-    return _score(arrays["codes"], factors, arrays.get("logvar"), score, names)
+    return _score(codes, factors, logvar, score, names)
+
+
+def _grid(sizes: np.ndarray, rows: int) -> np.ndarray:
+    """Factors (rows, K) of a full row-major grid of these sizes."""
+    if sizes.ndim > 1 or sizes.dtype.kind not in "iu" or sizes.size == 0 or sizes.min() < 1:
+        raise ValueError(f"--codes: sizes {sizes.tolist()} is not a list of integers from 1 on")
+    sizes = tuple(int(size) for size in np.atleast_1d(sizes))
+    if math.prod(sizes) != rows:
+        raise ValueError(
+            f"--codes: sizes {sizes} make {math.prod(sizes)} combinations, "
+            f"but codes has {rows} rows"
+        )
+    return np.stack(np.unravel_index(np.arange(rows), sizes), axis=1)
 
 
 class Run(NamedTuple):
@@ -247,9 +280,15 @@ def asked(run: Run, score: dict[str, Any]) -> dict[str, Any]:
     file = run.path / "checkpoint.pt" if run.path.is_dir() else run.path
     with open(file, "rb") as checkpoint:
         weights = hashlib.file_digest(checkpoint, "sha256").hexdigest()
-    facts = {"checkpoint_sha256": weights}
+    facts = {"checkpoint_sha256": weights, "metrics_sha256": _code_of_metrics()}
     facts |= {key: score[key] for key in ("seed", "repeats", "settings")}
     return json.loads(json.dumps(facts))  # as it is read from a file: with lists for tuples
+
+
+def _code_of_metrics() -> str:
+    """SHA-256 of the sources of the metrics: scores of others are not known ones."""
+    sources = sorted((Path(__file__).resolve().parent / "metrics").glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
 def known_scores(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, Any] | None:
@@ -302,6 +341,14 @@ def draw(
     model: nn.Module, data: ImageData, folder: Path, scores: dict[str, Any], title: str
 ) -> None:
     """The pictures of a run, rows named after factors, and the matrices behind the scores."""
+    draw_matrices(scores, folder, title)
+    names = factor_names(scores)
+    images = data.batch(data.random_index(PICTURE_IMAGES, seed=0))
+    draw_run(model, folder, data.reference_images(), images, title=title, factor_names=names)
+
+
+def draw_matrices(scores: dict[str, Any], folder: Path, title: str) -> None:
+    """A picture of every matrix of codes and factors behind the scores."""
     for key, found in _matrices(scores):
         values = np.array(found["values"])
         matrix(
@@ -312,9 +359,6 @@ def draw(
             title=f"{title}: codes and factors",
             kind=found["kind"],
         )
-    names = factor_names(scores)
-    images = data.batch(data.random_index(PICTURE_IMAGES, seed=0))
-    draw_run(model, folder, data.reference_images(), images, title=title, factor_names=names)
 
 
 def factor_names(scores: dict[str, Any]) -> list[str] | None:
@@ -377,7 +421,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def summarise(
-    results: dict[str, Any], samples: dict[str, list[np.ndarray]], seed: int
+    results: dict[str, Any], samples: dict[str, list[Codes]], seed: int
 ) -> dict[str, Any]:
     """Configuration -> metric -> mean, standard deviation (ddof 1), n over its runs; with UDR.
 
@@ -406,24 +450,29 @@ def agreement_rows(total: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).choice(total, size=samples, replace=False)
 
 
-def agreement_codes(run: Run, seed: int) -> np.ndarray:
-    """Codes (n, D) of a run on the images on which runs are compared."""
-    return encode(run.model, run.data, run.label, agreement_rows(len(run.data), seed))[0]
+def agreement_codes(run: Run, seed: int) -> Codes:
+    """Codes (n, D) of a run on the images on which runs are compared, and their log-variances."""
+    return encode(run.model, run.data, run.label, agreement_rows(len(run.data), seed))
 
 
-def agreement(runs: list[np.ndarray], seed: int) -> dict[str, Any]:
-    """UDR of the runs of one configuration: the mean, and the score of every run.
+def agreement(runs: list[Codes], seed: int) -> dict[str, Any]:
+    """UDR of the runs of one configuration: the mean, its protocol and the score of every run.
 
-    runs: their codes (n, D) at `agreement_rows`.
+    runs: their `agreement_codes`. A code counts by its KL, where there is no posterior by its
+    standard deviation (see `udr`).
     """
+    codes, logvars = zip(*runs, strict=True)
+    logvars = None if logvars[0] is None else logvars
+    rng = np.random.default_rng(seed)
     try:
-        result = udr(runs, np.random.default_rng(seed), num_samples=len(runs[0]))
+        result = udr(codes, rng, logvars=logvars, num_samples=len(codes[0]))
     except ValueError as error:
         return {"mean": None, "reason": str(error), "n": len(runs)}
-    scores = result.settings["scores"]
-    return {"mean": result.score, "spread": float(np.std(scores, ddof=1)), "n": len(runs)} | {
-        "scores": scores
-    }
+    settings = dict(result.settings)
+    scores = settings.pop("scores")
+    spread = float(np.std(scores, ddof=1))
+    facts = {"mean": result.score, "spread": spread, "n": len(runs), "scores": scores}
+    return facts | {"protocol": result.protocol, "settings": settings}
 
 
 def summary_table(summary: dict[str, Any]) -> str:
@@ -441,7 +490,7 @@ def summary_table(summary: dict[str, Any]) -> str:
 
 def _write_json(path: Path, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result, indent=1) + "\n"
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write_text(text))
 
 

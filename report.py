@@ -21,6 +21,7 @@ from evaluate import (
     DEFAULT_CONFIG,
     DEFAULT_METRICS,
     PICTURE_IMAGES,
+    Codes,
     Run,
     agreement,
     agreement_codes,
@@ -70,7 +71,7 @@ class Scored(NamedTuple):
     row: dict[str, Any]  # of results.csv
     log: pd.DataFrame | None
     record: dict[str, Any]  # run.json; {} where there is none
-    sample: np.ndarray | None  # codes (n, D) at evaluate.agreement_rows
+    sample: Codes | None  # evaluate.agreement_codes
 
 
 def main(arguments: list[str] | None = None) -> int:

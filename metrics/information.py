@@ -8,11 +8,15 @@ from sklearn.feature_selection import mutual_info_classif
 
 from metrics.result import Result, by_code, by_name
 from metrics.samples import (
+    AtLeastOne,
+    AtLeastTwo,
     Samples,
     as_codes,
     as_samples,
     need,
+    need_at_least,
     need_discrete,
+    need_often,
     sample,
     standardise,
     to_bins,
@@ -57,7 +61,12 @@ def top_gap(matrix: np.ndarray) -> np.ndarray:
 
 
 def mig(
-    codes, factors, rng: np.random.Generator, *, num_samples: int = 10_000, num_bins: int = 20
+    codes,
+    factors,
+    rng: np.random.Generator,
+    *,
+    num_samples: AtLeastTwo = 10_000,
+    num_bins: AtLeastTwo = 20,
 ) -> Result:
     """Mutual information gap of Chen et al. (2018, section 4) by the protocol of the 2019 study.
 
@@ -82,7 +91,12 @@ def mig(
 
 
 def modularity(
-    codes, factors, rng: np.random.Generator, *, num_samples: int = 10_000, num_bins: int = 20
+    codes,
+    factors,
+    rng: np.random.Generator,
+    *,
+    num_samples: AtLeastTwo = 10_000,
+    num_bins: AtLeastTwo = 20,
 ) -> Result:
     """Modularity of Ridgeway & Mozer (2018, section 3): does a code know one factor only.
 
@@ -110,7 +124,12 @@ def modularity(
 
 
 def mutual_info_score(
-    codes, factors, rng: np.random.Generator, *, num_samples: int = 10_000, num_bins: int = 20
+    codes,
+    factors,
+    rng: np.random.Generator,
+    *,
+    num_samples: AtLeastTwo = 10_000,
+    num_bins: AtLeastTwo = 20,
 ) -> Result:
     """Mean mutual information in nats of two different binned codes (Locatello et al. 2019).
 
@@ -131,7 +150,7 @@ def mutual_info_score(
 
 
 def gaussian_total_correlation(
-    codes, factors, rng: np.random.Generator, *, num_samples: int = 10_000
+    codes, factors, rng: np.random.Generator, *, num_samples: AtLeastTwo = 10_000
 ) -> Result:
     """Total correlation in nats of a Gaussian with the covariance of the codes (same study).
 
@@ -240,7 +259,12 @@ def _posterior_information(mean: np.ndarray, std: np.ndarray, labels) -> np.ndar
 
 
 def infom(
-    codes, factors, rng: np.random.Generator, *, num_samples: int = 10_000, neighbours: int = 10
+    codes,
+    factors,
+    rng: np.random.Generator,
+    *,
+    num_samples: AtLeastTwo = 10_000,
+    neighbours: AtLeastOne = 10,
 ) -> Result:
     """InfoM, modularity of Hsu et al. (2023): is a code about one factor only.
 
@@ -249,7 +273,8 @@ def infom(
     range exceeds 1/20 of the largest. An active code without any information counts as
     spread evenly (0/0 in the reference). Continuous factors are binned in 20. Range 0 ... 1, but
     pure noise is well above 0, as its max/sum is that of K small errors. Raises ValueError
-    for a single factor and if no code varies.
+    for a single factor, if no code varies and where a value of a discrete factor has no more
+    samples than `neighbours`.
     """
     samples = as_samples(codes, factors)
     need(len(samples.names) > 1, "infom needs two factors, not 1")
@@ -260,7 +285,12 @@ def infom(
 
 
 def infoc(
-    codes, factors, rng: np.random.Generator, *, num_samples: int = 10_000, neighbours: int = 10
+    codes,
+    factors,
+    rng: np.random.Generator,
+    *,
+    num_samples: AtLeastTwo = 10_000,
+    neighbours: AtLeastOne = 10,
 ) -> Result:
     """InfoC, compactness of Hsu et al. (2023): is a factor in one code only.
 
@@ -278,7 +308,10 @@ def infoc(
 def _neighbour_information(samples: Samples, rng, num_samples: int, neighbours: int):
     """Information of codes with factors over the factor's entropy (D, K), which codes (D,) are
     active, and the detail of a Result; constant codes carry none."""
+    need_at_least(1, neighbours=neighbours)
     x, y = sample(samples, rng, num_samples)
+    for k in np.flatnonzero(~np.array(samples.continuous)):
+        need_often(samples.names[k], y[:, k], neighbours + 1)
     extent = np.ptp(x, axis=0)
     need(extent.any(), "no code varies")
     active, moving = extent > extent.max() / 20, extent > 0

@@ -1,13 +1,29 @@
 """Metrics that hold one factor and vary the others: beta-VAE, FactorVAE and IRS."""
 
+from typing import Annotated
+
 import numpy as np
+from annotated_types import Interval
 from sklearn.linear_model import LogisticRegression
 
 from metrics.prediction import fit_quietly
 from metrics.result import Result, by_code, by_name
-from metrics.samples import Samples, as_samples, need, need_discrete, partners, sample, to_bins
+from metrics.samples import (
+    AtLeastOne,
+    AtLeastTwo,
+    Samples,
+    as_samples,
+    need,
+    need_at_least,
+    need_discrete,
+    need_often,
+    partners,
+    sample,
+    to_bins,
+)
 
 CHUNK = 2**23  # numbers gathered at once: 64 MB
+IRS_SAMPLES = 20  # of a factor value, from which uniform noise scores .03 or less
 
 
 def beta_vae_paper(
@@ -15,10 +31,10 @@ def beta_vae_paper(
     factors,
     rng: np.random.Generator,
     *,
-    num_pairs: int = 30,
-    num_train: int = 5_000,
-    num_test: int = 5_000,
-    classifier_seeds: int = 3,
+    num_pairs: AtLeastOne = 30,
+    num_train: AtLeastTwo = 5_000,
+    num_test: AtLeastOne = 5_000,
+    classifier_seeds: AtLeastOne = 3,
     without: tuple[str, ...] = ("shape",),
 ) -> Result:
     """Disentanglement metric of Higgins et al. (ICLR 2017, section 3): accuracy on new points.
@@ -30,9 +46,10 @@ def beta_vae_paper(
     take the optimum and let each of `classifier_seeds` draw new points. scikit-learn's weak
     L2 penalty (C = 1) keeps it finite where the points are separable; elsewhere it moves the
     score by .01 at most (Adagrad stopped after 20,000 steps gives up to .09 less). The score is
-    the mean over seeds.
+    the mean over seeds. Plain samples are split: no row is in both training and test points.
     """
     samples = as_samples(codes, factors)
+    need_at_least(1, classifier_seeds=classifier_seeds)
     fixed = [k for k, name in enumerate(samples.names) if name not in without]
     sizes = {"num_pairs": num_pairs, "num_train": num_train, "num_test": num_test}
     runs = [_pairs_accuracy(samples, rng, fixed, **sizes) for _ in range(classifier_seeds)]
@@ -55,9 +72,9 @@ def beta_vae(
     factors,
     rng: np.random.Generator,
     *,
-    num_pairs: int = 64,
-    num_train: int = 10_000,
-    num_test: int = 5_000,
+    num_pairs: AtLeastOne = 64,
+    num_train: AtLeastTwo = 10_000,
+    num_test: AtLeastOne = 5_000,
 ) -> Result:
     """BetaVAE score of Locatello et al. (2019): as `beta_vae_paper`, every factor is fixed.
 
@@ -78,7 +95,26 @@ def _pairs_accuracy(samples: Samples, rng, fixed, num_pairs, num_train, num_test
     """Accuracy and recall per fixed factor of the classifier on the test points."""
     need(len(fixed) > 1, f"the beta-VAE metric needs two factors to tell apart, not {len(fixed)}")
     need_discrete(samples, "the beta-VAE metric", "bin it or leave it out")
+    need_at_least(1, num_pairs=num_pairs, num_train=num_train, num_test=num_test)
     labels = rng.integers(len(fixed), size=num_train + num_test)
+    train, test = slice(num_train), slice(num_train, None)
+    if samples.sizes is not None:
+        points = _points(samples, rng, fixed, labels, num_pairs)
+    else:
+        halves = zip(samples.split(rng, num_train / len(labels)), (train, test), strict=True)
+        points = np.concatenate(
+            [_points(half, rng, fixed, labels[part], num_pairs) for half, part in halves]
+        )
+    classifier = fit_quietly(LogisticRegression(), points[train], labels[train])
+    right = classifier.predict(points[test]) == labels[test]
+    found, there = (
+        np.bincount(x, minlength=len(fixed)) for x in (labels[test][right], labels[test])
+    )
+    return right.mean(), found / np.maximum(there, 1)
+
+
+def _points(samples: Samples, rng, fixed, labels, num_pairs) -> np.ndarray:
+    """Points (n, D): the mean distance of pairs that agree in the factor of each label (n,)."""
     points = np.empty((len(labels), samples.codes.shape[1]))
     for label, factor in enumerate(fixed):
         (mine,) = np.nonzero(labels == label)
@@ -89,13 +125,7 @@ def _pairs_accuracy(samples: Samples, rng, fixed, num_pairs, num_train, num_test
             part = slice(i, i + step)
             apart = np.abs(samples.take(rows[part]) - samples.take(others[part]))
             points[mine[part]] = apart.mean(axis=1)
-    train, test = slice(num_train), slice(num_train, None)
-    classifier = fit_quietly(LogisticRegression(), points[train], labels[train])
-    right = classifier.predict(points[test]) == labels[test]
-    found, there = (
-        np.bincount(x, minlength=len(fixed)) for x in (labels[test][right], labels[test])
-    )
-    return right.mean(), found / np.maximum(there, 1)
+    return points
 
 
 def factor_vae(
@@ -103,11 +133,11 @@ def factor_vae(
     factors,
     rng: np.random.Generator,
     *,
-    batch_size: int = 64,
-    num_train: int = 10_000,
-    num_test: int = 5_000,
-    num_variance: int = 10_000,
-    min_std: float = 0.05,
+    batch_size: AtLeastTwo = 64,
+    num_train: AtLeastOne = 10_000,
+    num_test: AtLeastOne = 5_000,
+    num_variance: AtLeastTwo = 10_000,
+    min_std: Annotated[float, Interval(ge=0)] = 0.05,
 ) -> Result:
     """FactorVAE score of Kim & Mnih (2018, section 4): accuracy of a majority vote.
 
@@ -121,6 +151,8 @@ def factor_vae(
     names, num_codes = samples.names, samples.codes.shape[1]
     need(len(names) > 1, "the FactorVAE score needs two factors to tell apart, not 1")
     need_discrete(samples, "the FactorVAE score", "bin it or leave it out")
+    need_at_least(1, num_train=num_train, num_test=num_test)
+    need_at_least(2, batch_size=batch_size, num_variance=num_variance)
     variance = sample(samples, rng, num_variance, "num_variance")[0].var(axis=0, ddof=1)
     active = np.flatnonzero(np.sqrt(variance) >= min_std)
     votes = np.zeros((2, num_codes, len(names)), dtype=np.int64)  # training, test
@@ -162,9 +194,9 @@ def irs(
     factors,
     rng: np.random.Generator,
     *,
-    num_samples: int = 10_000,
-    quantile: float = 0.99,
-    num_bins: int | None = None,
+    num_samples: AtLeastTwo = 10_000,
+    quantile: Annotated[float, Interval(gt=0, le=1)] = 0.99,
+    num_bins: AtLeastTwo | None = None,
 ) -> Result:
     """Interventional robustness score of Suter et al. (2019).
 
@@ -174,7 +206,8 @@ def irs(
     gives about .3 for a Gaussian and about 0 for a uniform code; constant codes are left out
     and the score is 0 if there is no other. Values are the factor's own; `num_bins` groups
     them first (as the reference does, which blurs factors with more values than bins) and is
-    needed for continuous factors.
+    needed for continuous factors. A value with few samples looks robust by chance: raises
+    ValueError where one has fewer than IRS_SAMPLES in the draw.
     """
     samples = as_samples(codes, factors)
     if num_bins is None:
@@ -185,6 +218,7 @@ def irs(
     matrix = np.zeros((x.shape[1], y.shape[1]))
     active = largest > 0
     for k, labels in enumerate(y.T):
+        need_often(samples.names[k], labels, IRS_SAMPLES)
         moved = [_quantile_from_mean(x[labels == v], quantile) for v in np.unique(labels)]
         matrix[active, k] = 1 - np.mean(moved, axis=0)[active] / largest[active]
     per_code = matrix.max(axis=1)

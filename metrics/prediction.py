@@ -13,7 +13,16 @@ from sklearn.svm import LinearSVC
 
 from metrics.information import top_gap
 from metrics.result import Result, by_code, by_name
-from metrics.samples import as_samples, need, need_discrete, sample, standardise, train_test
+from metrics.samples import (
+    AtLeastOne,
+    AtLeastTwo,
+    as_samples,
+    need,
+    need_discrete,
+    sample,
+    standardise,
+    train_test,
+)
 
 TREES = {
     # scikit-learn's defaults: 100 rounds of trees of depth 3, one tree a class and round
@@ -34,7 +43,12 @@ def fit_quietly(model, x: np.ndarray, y: np.ndarray):
 
 
 def sap(
-    codes, factors, rng: np.random.Generator, *, num_train: int = 10_000, num_test: int = 5_000
+    codes,
+    factors,
+    rng: np.random.Generator,
+    *,
+    num_train: AtLeastTwo = 10_000,
+    num_test: AtLeastOne = 5_000,
 ) -> Result:
     """SAP score of Kumar et al. (2018, section 3) for discrete factors.
 
@@ -67,7 +81,7 @@ def sap(
 
 
 def sap_continuous(
-    codes, factors, rng: np.random.Generator, *, num_samples: int = 10_000
+    codes, factors, rng: np.random.Generator, *, num_samples: AtLeastTwo = 10_000
 ) -> Result:
     """SAP score of Kumar et al. (2018, section 3) for continuous factors.
 
@@ -94,8 +108,8 @@ def dci(
     factors,
     rng: np.random.Generator,
     *,
-    num_train: int = 10_000,
-    num_test: int = 5_000,
+    num_train: AtLeastTwo = 10_000,
+    num_test: AtLeastOne = 5_000,
     trees: str = "gradient boosting",
     n_jobs: int = -1,
 ) -> dict[str, Result]:
@@ -107,14 +121,17 @@ def dci(
     factors; informativeness the mean test accuracy. Ranges 0 ... 1. Disentanglement of one code
     doubles from 1,000 to 10,000 training samples: compare equal sizes only. The reference
     does not seed its trees; ours draw their seeds from `rng`, one a factor, so the scores do
-    not depend on `n_jobs`. trees: a key of TREES. Returns "disentanglement", "completeness",
-    "informativeness". Raises ValueError for a single code or factor, continuous factors.
+    not depend on `n_jobs`. Codes are standardised, which changes no tree but keeps what float32,
+    in which scikit-learn grows them, would round away. trees: a key of TREES. Returns
+    "disentanglement", "completeness", "informativeness". Raises ValueError for a single code or
+    factor, continuous factors.
     """
     samples = as_samples(codes, factors)
     need(trees in TREES, f"trees = {trees!r}; allowed are {', '.join(TREES)}")
     need_discrete(samples, "dci", "bin it or leave it out")
     need(samples.codes.shape[1] > 1 and len(samples.names) > 1, "dci needs two codes and factors")
-    train, test = train_test(samples, rng, num_train, num_test)
+    (x, y), (x_test, y_test) = train_test(samples, rng, num_train, num_test)
+    train, test = (standardise(x), y), (standardise(x_test, like=x), y_test)
     seeds = rng.integers(2**31, size=len(samples.names)).tolist()
     longest_first = sorted(range(len(seeds)), key=lambda k: -len(np.unique(train[1][:, k])))
     fits = Parallel(n_jobs, prefer="threads")(  # tree growing holds no lock
@@ -151,9 +168,18 @@ def dci(
     }
 
 
-def dci_fast(codes, factors, rng: np.random.Generator, **settings) -> dict[str, Result]:
+def dci_fast(
+    codes,
+    factors,
+    rng: np.random.Generator,
+    *,
+    num_train: AtLeastTwo = 10_000,
+    num_test: AtLeastOne = 5_000,
+    n_jobs: int = -1,
+) -> dict[str, Result]:
     """`dci` with extra trees: seconds instead of minutes, but numbers of its own."""
-    return dci(codes, factors, rng, trees="extra trees", **settings)
+    sizes = {"num_train": num_train, "num_test": num_test}
+    return dci(codes, factors, rng, trees="extra trees", n_jobs=n_jobs, **sizes)
 
 
 def _importance(model, train, test, factor: int) -> tuple[np.ndarray, float]:
@@ -167,7 +193,12 @@ def _weighted(scores: np.ndarray, weights: np.ndarray) -> float:
 
 
 def explicitness(
-    codes, factors, rng: np.random.Generator, *, num_train: int = 10_000, num_test: int = 5_000
+    codes,
+    factors,
+    rng: np.random.Generator,
+    *,
+    num_train: AtLeastTwo = 10_000,
+    num_test: AtLeastOne = 5_000,
 ) -> Result:
     """Explicitness of Ridgeway & Mozer (2018, section 3): can factors be read off linearly.
 
@@ -197,7 +228,7 @@ def _area(x, y, x_test, y_test) -> float:
     return np.mean([roc_auc_score(y_test == model.classes_[c], chance[:, c]) for c in there])
 
 
-def infoe(codes, factors, rng: np.random.Generator, *, num_samples: int = 10_000) -> Result:
+def infoe(codes, factors, rng: np.random.Generator, *, num_samples: AtLeastTwo = 10_000) -> Result:
     """InfoE, explicitness of Hsu et al. (2023): linearly usable share of the information.
 
     (H_null - H) / H_null averaged over factors; H is the mean log loss, on the samples it was

@@ -6,9 +6,18 @@ drawn from without replacement, and interventions on them match values.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge
+
+# Types of settings, which evaluate.py checks before it works; the metrics check them again.
+AtLeastOne = Annotated[int, Ge(1)]
+AtLeastTwo = Annotated[int, Ge(2)]
+
+LARGEST = 1e100  # of codes and factors: squares and sums of them stay finite
+LEVEL_REPEATS = 10  # times that a value of a factor of floats occurs on average to be a level
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,8 @@ class Samples:
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Codes of `rows`, float64 (..., D)."""
         taken = np.asarray(self.codes[rows.reshape(-1)], dtype=np.float64)
+        if not isinstance(self.codes, np.ndarray):  # made on demand, so not checked before
+            need(bool(np.isfinite(taken).all()), "codes has NaN or infinity")
         return taken.reshape(*rows.shape, -1)
 
     def values(self, rows: np.ndarray) -> np.ndarray:
@@ -41,16 +52,23 @@ class Samples:
             return self.factors[rows]
         return np.stack(np.unravel_index(rows, self.sizes), axis=1)
 
+    def split(self, rng: np.random.Generator, share: float) -> list["Samples"]:
+        """Two random parts of plain samples without a common row, the first with this share."""
+        parts = np.split(rng.permutation(len(self)), [round(share * len(self))])
+        return [replace(self, codes=self.codes[p], factors=self.factors[p]) for p in parts]
+
 
 def as_samples(codes, factors=None, names=None) -> Samples:
     """Check codes and factors and bring them into one form; a `Samples` passes through.
 
     codes: (N, D) array, torch tensor, or an object with `.shape` (N, D) whose `[rows]` gives
-    (n, D) (codes too large to hold, such as raw pixels). factors: (N, K) integers (or floats:
-    continuous factors), or a grid with `.sizes` and `.names` whose i-th combination, row-major,
-    belongs to row i. Integers that form a full row-major grid are treated as one. names: (K,) for
-    factors without `.names`, "factor 0" ... by default. Factors with a single value are left out.
-    Raises ValueError for wrong shapes, NaN, infinity and when no factor varies.
+    (n, D) (codes too large to hold, such as raw pixels). factors: (N, K) integers or floats, or a
+    grid with `.sizes` and `.names` whose i-th combination, row-major, belongs to row i. A factor of
+    floats is continuous unless its values are integers or occur LEVEL_REPEATS times each on
+    average; such levels count as 0, 1, ... in their order. Values 0, 1, ... that form a full
+    row-major grid are treated as one. names: (K,) for factors without `.names`, "factor 0" ... by
+    default. Factors with a single value are left out. Raises ValueError for wrong shapes, NaN,
+    infinity, values beyond LARGEST, names that are not unique and when no factor varies.
     """
     if isinstance(codes, Samples):
         return codes
@@ -72,9 +90,10 @@ def as_samples(codes, factors=None, names=None) -> Samples:
             len(names) == factors.shape[1],
             f"{len(names)} names for {factors.shape[1]} factors: {names}",
         )
+        factors, continuous = _with_levels(factors)
         varies = (factors != factors[:1]).any(axis=0).tolist()
-        continuous = [factors.dtype.kind == "f" and bool((f % 1 != 0).any()) for f in factors.T]
         sizes = _grid_sizes(factors)
+    need(len(set(names)) == len(names), f"names of factors must differ: {', '.join(names)}")
     if not any(varies):
         raise ValueError(f"no factor varies: {', '.join(names)} have one value each")
     keep = [k for k, v in enumerate(varies) if v]
@@ -96,6 +115,9 @@ def as_codes(codes, name: str = "codes"):
     if hasattr(codes, "__array__") or not hasattr(codes, "shape"):
         codes = np.asarray(codes)
         need(codes.dtype.kind in "fiub", f"{name} has dtype {codes.dtype}; numbers are allowed")
+        if codes.dtype.itemsize > 8:
+            with np.errstate(over="ignore"):  # what is too large becomes infinite: named below
+                codes = codes.astype(np.float64)
     if len(codes.shape) != 2 or 0 in codes.shape:
         raise ValueError(f"{name} has shape {tuple(codes.shape)}; (N samples, D codes) is allowed")
     if isinstance(codes, np.ndarray) and codes.dtype.kind == "f":
@@ -104,12 +126,23 @@ def as_codes(codes, name: str = "codes"):
             raise ValueError(
                 f"{name} has NaN or infinity in {bad.size} rows, first in row {bad[0]}"
             )
+        low, high = codes.min(axis=0), codes.max(axis=0)
+        extent = np.where(high > low, high.astype(np.float64) - low, 1)
+        largest = max(abs(float(low.min())), abs(float(high.max())))
+        need(
+            largest <= LARGEST, f"{name} has the value {largest:g}; at most {LARGEST:g} is allowed"
+        )
+        need(
+            extent.min() >= 1 / LARGEST,
+            f"code {extent.argmin()} of {name} varies by {extent.min():g} only; rescale it",
+        )
     return codes
 
 
 def _as_factors(factors, rows: int) -> np.ndarray:
     if hasattr(factors, "detach"):
         factors = factors.detach().cpu()
+        factors = factors.float() if "bfloat16" in str(factors.dtype) else factors
     factors = np.asarray(factors)
     if factors.dtype.kind not in "fiub":
         raise ValueError(
@@ -120,7 +153,24 @@ def _as_factors(factors, rows: int) -> np.ndarray:
         raise ValueError(f"factors has shape {factors.shape}; ({rows}, K) like codes is allowed")
     if factors.dtype.kind == "f" and not np.isfinite(factors).all():
         raise ValueError("factors has NaN or infinity; finite values are allowed")
+    limit = LARGEST if factors.dtype.kind == "f" else np.iinfo(np.int64).max
+    largest = max(abs(float(factors.min())), float(factors.max()))
+    need(largest <= limit, f"factors has the value {largest:g}; at most {limit:g} is allowed")
     return factors.astype(np.float64 if factors.dtype.kind == "f" else np.int64)
+
+
+def _with_levels(factors: np.ndarray) -> tuple[np.ndarray, list[bool]]:
+    """Factors (N, K) with the levels of floats as 0, 1, ..., and which columns are continuous."""
+    if factors.dtype.kind != "f":
+        return factors, [False] * factors.shape[1]
+    columns, continuous = [], []
+    for column in factors.T:
+        values, levels = np.unique(column, return_inverse=True)
+        whole, few = not (values % 1).any(), len(values) * LEVEL_REPEATS <= len(column)
+        columns.append(levels if few and not whole else column)
+        continuous.append(not (whole or few))
+    factors = np.stack(columns, axis=1)
+    return factors if any(continuous) else factors.astype(np.int64), continuous
 
 
 def _grid_sizes(factors: np.ndarray) -> tuple[int, ...] | None:
@@ -138,6 +188,7 @@ def draw(samples: Samples, rng: np.random.Generator, num: int, setting: str) -> 
 
     Raises ValueError if plain samples are fewer than `num`; the message names `setting`.
     """
+    need_at_least(1, **{setting: num})
     if samples.sizes is not None:
         return rng.integers(len(samples), size=num)
     if num > len(samples):
@@ -161,6 +212,7 @@ def sample(samples: Samples, rng, num: int, setting: str = "num_samples"):
 
 def train_test(samples: Samples, rng, num_train: int, num_test: int):
     """A training and a test `sample`: (x, y), (x, y)."""
+    need_at_least(1, num_train=num_train, num_test=num_test)
     x, y = sample(samples, rng, num_train + num_test, "num_train + num_test")
     _check_varying(samples, y[:num_train])
     return (x[:num_train], y[:num_train]), (x[num_train:], y[num_train:])
@@ -214,11 +266,29 @@ def need(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def need_at_least(smallest: int, **settings: int) -> None:
+    """Raise ValueError unless every setting is at least `smallest`."""
+    for name, value in settings.items():
+        need(value >= smallest, f"{name} = {value}; {smallest} or more are allowed")
+
+
+def need_often(name: str, values: np.ndarray, at_least: int) -> None:
+    """Raise ValueError unless every value (n,) of the factor `name` occurs in so many samples."""
+    found, counts = np.unique(values, return_counts=True)
+    need(
+        counts.min() >= at_least,
+        f"{name!r} has the value {found[counts.argmin()]:g} in {counts.min()} of the {len(values)} "
+        f"samples drawn; {at_least} or more are needed",
+    )
+
+
 def to_bins(values: np.ndarray, num_bins: int) -> np.ndarray:
     """Integer bins (n, D) of each column of `values` (n, D): equal widths from its min to its max.
 
-    The edges are those of `np.histogram`; a constant column is one bin.
+    The edges are those of `np.histogram`; a constant column is one bin. Raises ValueError for
+    fewer than two bins.
     """
+    need_at_least(2, num_bins=num_bins)
     bins = np.empty(values.shape, dtype=np.int64)
     for d, column in enumerate(values.T):
         edges = np.linspace(column.min(), column.max(), num_bins + 1)[:-1]

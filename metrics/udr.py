@@ -39,12 +39,18 @@ def udr(
     total = lengths.pop()
     need(num_samples <= total, f"num_samples = {num_samples}, but there are {total} rows")
     rows = rng.choice(total, size=num_samples, replace=False)
+    need(
+        logvars is None or len(logvars) == len(runs),
+        f"logvars of {0 if logvars is None else len(logvars)} runs are given for {len(runs)}",
+    )
     active = []
     for i, codes in enumerate(runs):
         mean = np.asarray(codes[rows], dtype=np.float64)
         used = mean.std(axis=0) >= MIN_STD
         if logvars is not None:
-            logvar = np.asarray(as_codes(logvars[i], f"logvar {i}")[rows], dtype=np.float64)
+            logvar = as_codes(logvars[i], f"logvar {i}")
+            need(logvar.shape == codes.shape, f"logvar {i} has shape {logvar.shape}, its codes not")
+            logvar = np.asarray(logvar[rows], dtype=np.float64)
             used = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).mean(axis=0) > MIN_KL
         need(used.any(), f"run {i} has no active code")
         active.append(standardise(mean[:, used]))

@@ -159,4 +159,81 @@ def test_codes_that_do_not_fit_are_named(tmp_path, capsys):
     assert "make 3600 combinations, but codes has 2880 rows" in capsys.readouterr().err
     path, _ = write_codes(tmp_path / "b.npz", sizes=None)
     assert evaluate.main(["--codes", str(path)]) == 2
-    assert "must hold 'codes' and 'factors' or 'sizes'" in capsys.readouterr().err
+    assert "must hold 'codes' and either 'factors' or 'sizes'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arrays", "part"),
+    [
+        ({"sizes": np.array([-3, -6, 160])}, "sizes [-3, -6, 160] is not a list of integers"),
+        ({"sizes": np.array([3.5, 6.0, 160.0])}, "sizes [3.5, 6.0, 160.0] is not a list"),
+        ({"sizes": np.array([[3, 6], [40, 4]])}, "is not a list of integers from 1 on"),
+        ({"sizes": np.full(70, 3)}, "combinations, but codes has 2880 rows"),
+        ({"factors": np.zeros((2880, 2))}, "either 'factors' or 'sizes'"),
+        ({"codes": np.array(1.0)}, "codes has shape ()"),
+        ({"codes": np.full((2880, 2), 1e300)}, "codes has the value 1e+300"),
+        ({"names": np.array("abcd")}, "names has shape ()"),
+        ({"names": np.array(list("abca"))}, "names of factors must differ: a, b, c, a"),
+        ({"names": np.array([b"a", b"b", b"c"])}, "3 names for 4 factors"),
+        ({"logvar": np.zeros((2880, 3))}, "logvar has shape (2880, 3)"),
+        ({"logvar": np.full((2880, 4), np.nan)}, "logvar has NaN or infinity"),
+        ({"logvar": np.full((2880, 4), 3000.0)}, "values up to 3000; (2880, 4) like codes"),
+    ],
+)
+def test_arrays_that_mean_nothing_are_named(tmp_path, capsys, arrays, part):
+    path, _ = write_codes(tmp_path / "codes.npz", **arrays)
+    assert evaluate.main(["--codes", str(path), "--metrics", "mig"]) == 2
+    error = capsys.readouterr().err
+    assert part in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "sap.num_train=-1",
+        "factor_vae.num_test=0",
+        "factor_vae.batch_size=1",
+        "beta_vae_paper.classifier_seeds=0",
+        "beta_vae_paper.num_pairs=0",
+        "irs.num_bins=1",
+        "irs.quantile=1.5",
+        "mig.num_bins=0",
+        "infom.neighbours=0",
+        "dci_fast.num_train=0",
+    ],
+)
+def test_a_setting_out_of_range_is_named_before_any_work(capsys, setting):
+    assert evaluate.main(["--codes", "none.npz", setting]) == 2
+    error = capsys.readouterr().err
+    assert setting.split("=")[0] in error
+    assert error.count("\n") == 1
+
+
+def test_what_cannot_be_written_or_repeated_is_refused_before_any_work(tmp_path, capsys):
+    assert evaluate.main(["--codes", "none.npz", "--json", str(tmp_path)]) == 2
+    assert f"--json: {tmp_path} is a folder" in capsys.readouterr().err
+    assert evaluate.main(["--codes", "none.npz", "--repeats", "0"]) == 2
+    assert "--repeats: 0 is not allowed" in capsys.readouterr().err
+
+
+def test_matrices_of_codes_are_drawn(tmp_path):
+    path, _ = write_codes(tmp_path / "codes.npz", names=np.array([b"a", b"b", b"c", b"d"]))
+    settings = ["dci_fast.num_train=200", "dci_fast.num_test=100"]
+    arguments = ["--codes", str(path), "--metrics", "mig,dci_fast", *settings]
+    assert evaluate.main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {"metrics.json", "matrix_mig.png", "matrix_dci_fast_disentanglement.png"}
+    scores = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert set(scores["mig"]["per_factor"]) == set("abcd")
+
+
+def test_runs_are_compared_by_what_their_posteriors_carry():
+    rng = np.random.default_rng(0)
+    shared, logvar = rng.normal(size=(2000, 2)), np.tile([-4.0, -4.0, -0.01, -0.01], (2000, 1))
+    runs = [(np.c_[shared, 0.08 * rng.normal(size=(2000, 2))], logvar) for _ in range(2)]
+    found = evaluate.agreement(runs, seed=0)
+    assert found["mean"] == pytest.approx(0.9, abs=0.02)  # what a Lasso of strength .1 leaves
+    assert found["protocol"] == "Duan et al. 2020, lasso"
+    without = evaluate.agreement([(codes, None) for codes, _ in runs], seed=0)
+    assert without["mean"] < 0.6

@@ -37,6 +37,13 @@ SETTINGS = {
 }
 
 
+MIX = np.random.default_rng(3).normal(size=(4, 4))  # of independent factors of variance 1
+MIX_SQUARED = MIX**2 / (MIX**2).sum(axis=0)  # squared correlations (factors, codes)
+MIX_GAPS = np.diff(np.sort(MIX_SQUARED, axis=1)[:, -2:]).mean()
+MIX_SCALED = MIX / np.sqrt((MIX**2).sum(axis=0))
+MIX_TOTAL_CORRELATION = -np.linalg.slogdet(MIX_SCALED)[1]
+
+
 def rotate(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.stack([a + b, a - b], axis=1) / math.sqrt(2)
 
@@ -53,6 +60,7 @@ CODES = {
     "two in one": np.c_[FACTORS[:, 1] * 3 + FACTORS[:, 0], TRUE[:, 2:], NOISE[:, 0]],
     "rotated": np.c_[TRUE[:, :2], rotate(TRUE[:, 2], TRUE[:, 3])],
     "missing": np.c_[TRUE[:, :3], NOISE[:, 0]],
+    "mixed": TRUE @ MIX,
 }
 
 # Score of each metric for each kind of codes: a closed form or chance; a range where the answer
@@ -64,17 +72,40 @@ COPIES = 2 * (LOG3 + LOG4 + 2 * LOG16) / (8 * 7)
 DCI_D = ONE | MONOTONE | NONE | {"rotated": 3 / 4, "two in one": 3 / 4}
 DCI_C = ONE | MONOTONE | NONE | {"rotated": 3 / 4, "two in one": 1}
 DCI_C |= {"duplicated": 1 - math.log(2) / math.log(8)}
+DCI_D |= {"missing": (0.7, 0.85), "mixed": (0, 0.5)}
+DCI_C |= {"missing": (0.7, 0.9), "mixed": (0, 0.5)}
 DCI_I = ONE | MONOTONE | {"constant": (0.05, 0.3), "two in one": 1}
+# 3 scale + shape: variances 9 * 15/12 and 8/12
+SAME_CODE = 9 * 15 / (9 * 15 + 8)
+UNIFORM_TURNED = 2 * (0.5 + 0.5 * math.log(2)) - math.log(4)  # nats of sum and difference
 EXPECTED = {
-    "beta_vae_paper": ONE | MONOTONE | {"constant": 1 / 3, "noise": 1 / 3, "rotated": 2 / 3},
-    "beta_vae": ONE | MONOTONE | {"constant": 1 / 4, "noise": 1 / 4, "rotated": 3 / 4},
+    "beta_vae_paper": ONE
+    | MONOTONE
+    | {"constant": 1 / 3, "noise": 1 / 3, "rotated": 2 / 3, "missing": 1, "two in one": 1},
+    "beta_vae": ONE
+    | MONOTONE
+    | {"constant": 1 / 4, "noise": 1 / 4, "rotated": 3 / 4, "missing": 1, "two in one": 1},
     "factor_vae": ONE
     | MONOTONE
-    | {"constant": 0, "noise": (0.25, 0.32), "rotated": 3 / 4, "missing": (0.75, 0.9)},
-    "mig": ONE | MONOTONE | NONE | {"duplicated": 0, "missing": 3 / 4, "rotated": 1 / 2},
+    | {
+        "constant": 0,
+        "noise": (0.25, 0.32),
+        "rotated": 3 / 4,
+        "missing": (0.75, 0.9),
+        "mixed": (0.5, 0.95),
+    },
+    "mig": ONE
+    | MONOTONE
+    | NONE
+    | {"duplicated": 0, "missing": 3 / 4, "rotated": 1 / 2, "mixed": (0, 0.4), "two in one": 1},
     "mig_chen": ONE | NONE | {"duplicated": 0, "missing": (0.6, 0.7), "rotated": 1 / 3},
-    "sap": NONE | {"duplicated": 0, "true": (0.3, 0.45), "missing": (0.3, 0.4)},
-    "sap_continuous": ONE | NONE | {"duplicated": 0, "missing": 3 / 4, "rotated": 1 / 2},
+    "sap": dict.fromkeys(("true", "permuted", "negated", "dead"), (0.3, 0.45))
+    | NONE  # below: the second best is chance
+    | {"duplicated": 0, "missing": (0.3, 0.4), "monotone": (0.2, 0.45), "mixed": (0, 0.2)},
+    "sap_continuous": ONE
+    | NONE
+    | {"monotone": (0.95, 1), "duplicated": 0, "missing": 3 / 4, "rotated": 1 / 2}
+    | {"mixed": MIX_GAPS, "two in one": (SAME_CODE + 1 - SAME_CODE + 2) / 4},
     "dci_disentanglement": DCI_D,
     "dci_completeness": DCI_C,
     "dci_informativeness": DCI_I,
@@ -83,17 +114,30 @@ EXPECTED = {
     "dci_fast_informativeness": DCI_I | {"rotated": 1},
     "modularity": ONE
     | MONOTONE
-    | {"dead": 4 / 6, "constant": 0, "noise": (0.5, 0.85), "rotated": 5 / 6},
-    "explicitness": ONE | MONOTONE | {"constant": 0.5, "noise": 0.5, "missing": 7 / 8},
-    "irs": ONE | MONOTONE | {"constant": 0, "noise": (0.2, 0.4), "rotated": 0.68},
-    "infom": ONE | MONOTONE | {"constant": None, "noise": (0, 0.6), "rotated": 2 / 3},
+    | {"dead": 4 / 6, "constant": 0, "noise": (0.5, 0.85), "rotated": 5 / 6}
+    | {"missing": (0.85, 1), "two in one": (0.8, 0.95)},
+    "explicitness": ONE
+    | MONOTONE
+    | {"constant": 0.5, "noise": 0.5, "missing": 7 / 8, "rotated": 1, "mixed": (0.9, 1)},
+    "irs": ONE
+    | MONOTONE
+    | {"constant": 0, "noise": (0.2, 0.4), "rotated": 0.68, "mixed": (0.3, 0.7)}
+    | {"missing": (0.6, 0.75)},
+    "infom": ONE
+    | MONOTONE
+    | {"constant": None, "noise": (0, 0.6), "rotated": 2 / 3, "mixed": (0.2, 0.7)}
+    | {"missing": (0.7, 0.9)},
     "infoc": ONE
     | MONOTONE
-    | {"constant": None, "noise": (0, 0.6), "duplicated": 3 / 7, "rotated": 2 / 3},
-    "infoe": ONE | MONOTONE | NONE | {"rotated": 1, "missing": 3 / 4},
-    "gaussian_total_correlation": dict.fromkeys(ONE, 0) | NONE | {"duplicated": None},
-    "mutual_info_score": dict.fromkeys(ONE, 0)
-    | {"constant": 0, "noise": (0, 0.1), "duplicated": (COPIES, COPIES + 0.03)},
+    | {"constant": None, "noise": (0, 0.6), "duplicated": 3 / 7, "rotated": 2 / 3}
+    | {"missing": (0.75, 0.95), "two in one": (0.9, 1), "mixed": (0.2, 0.7)},
+    "infoe": ONE | MONOTONE | NONE | {"rotated": 1, "missing": 3 / 4, "mixed": 1},
+    "gaussian_total_correlation": dict.fromkeys((*ONE, "monotone", "rotated", "missing"), 0)
+    | NONE
+    | {"duplicated": None, "mixed": MIX_TOTAL_CORRELATION},
+    "mutual_info_score": dict.fromkeys((*ONE, "monotone"), 0)
+    | {"constant": 0, "noise": (0, 0.1), "duplicated": (COPIES, COPIES + 0.03)}
+    | {"missing": (0, 0.05), "rotated": (UNIFORM_TURNED / 6, UNIFORM_TURNED / 6 + 0.03)},
 }
 QUICK = ("true", "duplicated", "rotated")  # kinds that get boosted trees in the quick tests
 
@@ -340,6 +384,11 @@ WITH_NAN[5, 1] = np.nan
         (TRUE, None, "factors has dtype object; numbers"),
         (TRUE, FACTORS + np.inf, "factors has NaN or infinity"),
         (TRUE.astype(complex), GRID, "codes has dtype complex128; numbers are allowed"),
+        (TRUE * 1e150, GRID, r"codes has the value .*e\+150; at most 1e\+100 is allowed"),
+        (TRUE * 1e-150, GRID, r"code 0 of codes varies by .*e-150 only; rescale it"),
+        (TRUE.astype(np.longdouble) * np.longdouble("1e400"), GRID, "codes has NaN or infinity"),
+        (TRUE, FACTORS.astype(np.uint64) << np.uint64(62), "factors has the value"),
+        (TRUE, FACTORS * 1e150, "factors has the value"),
     ],
 )
 def test_bad_input_is_named(codes, factors, message):
@@ -365,6 +414,42 @@ def test_too_few_samples_are_refused(metric):
         assert entry["score"] is None
         why = "2 that share it" if "beta" in metric else "there are only 50 samples; lower num_"
         assert why in entry["reason"]
+
+
+@pytest.mark.parametrize("metric", ["beta_vae_paper", "beta_vae"])
+def test_a_classifier_of_pairs_cannot_learn_the_rows_by_heart(metric):
+    rng = np.random.default_rng(0)
+    noise, factors = rng.normal(size=(200, 10)), rng.integers((3, 4, 8), size=(200, 3))
+    got = [METRICS[metric](noise, factors, np.random.default_rng(seed)).score for seed in range(4)]
+    assert np.mean(got) == pytest.approx(1 / 3, abs=0.04)  # .40 with rows in both draws
+
+
+def test_values_of_few_samples_do_not_make_noise_robust_or_informative():
+    noise, rare = NOISE[:3000], np.arange(3000)[:, None] // 5
+    for metric, least in (("irs", 20), ("infom", 11), ("infoc", 11)):
+        factors = np.c_[rare, FACTORS[:3000, 2]]
+        reason = score_all(noise, factors, metrics=[metric], settings=SETTINGS)[metric]["reason"]
+        assert f"in 5 of the 3000 samples drawn; {least} or more are needed" in reason
+
+
+def test_levels_of_floats_are_values_like_any_other():
+    levels = 0.1 + 0.35 * FACTORS
+    assert as_samples(TRUE, levels).sizes == GRID.sizes
+    order = np.random.default_rng(0).permutation(len(GRID))
+    samples = as_samples(TRUE[order], levels[order])
+    assert samples.continuous == (False,) * 4
+    np.testing.assert_array_equal(samples.factors, FACTORS[order])
+    half = as_samples(TRUE[order], np.c_[levels[order][:, 0], NOISE[:, 0]])
+    assert half.continuous == (False, True)
+
+
+@pytest.mark.parametrize("change", [lambda z: 1e-8 * z, lambda z: z + 1e8, lambda z: -1e9 * z])
+def test_dci_does_not_depend_on_scale_and_offset(change):
+    def entry(codes):
+        return score_all(codes, GRID, metrics=["dci_fast"], settings=SETTINGS)
+
+    for key, found in entry(change(TRUE)).items():
+        assert found["score"] == pytest.approx(entry(TRUE)[key]["score"], abs=0.01)
 
 
 UNSUPERVISED = ("gaussian_total_correlation", "mutual_info_score")
@@ -407,7 +492,7 @@ def test_a_single_factor_or_code_is_scored_or_refused(metric):
 def test_interventions_need_each_value_often_enough():
     factors = FACTORS.copy()
     factors[7, 0] = 3
-    with pytest.raises(ValueError, match="'factor 0' has the value 3 in 1 of 3072 samples; 2 that"):
+    with pytest.raises(ValueError, match=r"'factor 0' has the value 3 in 1 of .* samples; 2"):
         METRICS["beta_vae"](TRUE, factors, np.random.default_rng(0))
 
 
@@ -457,6 +542,33 @@ def test_repeats_give_mean_and_spread():
     assert got["score"] == pytest.approx(np.mean(list(got["per_factor"].values())), abs=1e-12)
     once = score_all(TRUE + NOISE, GRID, **kwargs)["mig"]
     assert once["score"] == got["scores"][0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "setting"),
+    [
+        ("sap", {"num_train": -1}),
+        ("factor_vae", {"num_test": 0}),
+        ("factor_vae", {"batch_size": 1}),
+        ("beta_vae", {"num_pairs": 0}),
+        ("beta_vae_paper", {"classifier_seeds": 0}),
+        ("mig", {"num_samples": 0}),
+        ("modularity", {"num_bins": 1}),
+        ("infoc", {"neighbours": 0}),
+    ],
+)
+def test_a_size_out_of_range_is_named(metric, setting):
+    (name,) = setting
+    with pytest.raises(ValueError, match=f"{name}.* = -?[01]; [12] or more are allowed"):
+        METRICS[metric](TRUE, GRID, np.random.default_rng(0), **setting)
+
+
+def test_udr_wants_the_posterior_of_every_run():
+    rng, logvar = np.random.default_rng(0), np.full(TRUE.shape, -4.0)
+    with pytest.raises(ValueError, match="logvars of 1 runs are given for 2"):
+        udr([TRUE, TRUE], rng, logvars=[logvar], num_samples=100)
+    with pytest.raises(ValueError, match=r"logvar 0 has shape \(3072, 1\), its codes not"):
+        udr([TRUE, TRUE], rng, logvars=[logvar[:, :1], logvar], num_samples=100)
 
 
 def test_progress_names_each_metric():
