@@ -21,13 +21,14 @@ results: .venv/ready          ## what res/2dshapes holds: train all seeds, score
 	done; done
 	$(RUN) evaluate.py --metrics all --json res/2dshapes/metrics.json \
 	  --checkpoint $(foreach name,$(MODELS),$(SEEDS:%=runs/$(name)/seed%))
+	rm -f res/2dshapes/metrics_infogan.json  # of earlier runs
 	$(RUN) publish.py --run runs/twoD_vae/seed0 --name vae1
 	$(RUN) publish.py --run runs/twoD/seed0 --name vae4
 	$(RUN) publish.py --run runs/twoD_infogan/seed0 --name infogan
 	$(RUN) publish.py --run runs/twoD_infogan_sn/seed0 --name infogan_sn
 
 figure6: .venv/ready          ## the paper's Figure 6: baselines beside the models of metrics.json
-	$(RUN) figure6.py
+	$(RUN) figure6.py --scores $(wildcard res/2dshapes/metrics_infogan.json) res/2dshapes/metrics.json
 
 study: .venv/ready            ## every objective, five seeds: days on two cores; again: goes on
 	$(RUN) sweep.py --study config/studies/twoD.yaml
