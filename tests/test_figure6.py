@@ -45,11 +45,14 @@ def test_tables_hold_ours_beside_the_paper():
     lines = figure6.tables(rows).splitlines()
     assert "| PCA | 50.0 ± 12.5 | 84.9 ± 0.4 | 3 |" in lines
     assert "| InfoGAN, spectral norm | 50.0 | 73.5 ± 0.9 | 3 |" in lines
-    assert "| metric | PCA | InfoGAN, spectral norm |" in lines  # raw pixels have one score alone
-    assert "| mig | 0.500 ± 0.125 | - |" in lines
-    assert "| sap | - | 0.500 ± 0.125 |" in lines
+    # raw pixels have one score alone
+    assert "| metric | PCA | InfoGAN, spectral norm | protocol |" in lines
+    assert "| mig | 0.500 ± 0.125 | - | - |" in lines
+    assert "| sap | - | 0.500 ± 0.125 | - |" in lines
     rows["PCA"]["sap"] = score | {"n": 2}
-    assert "| sap | 0.500 ± 0.125 (n = 2) | 0.500 ± 0.125 |" in figure6.tables(rows)
+    rows["PCA"]["sap"]["protocol"] = "its protocol"
+    line = "| sap | 0.500 ± 0.125 (n = 2) | 0.500 ± 0.125 | its protocol |"
+    assert line in figure6.tables(rows)
     assert "| my_own | 50.0 ± 12.5 | - | 3 |" in figure6.tables({"my_own": rows["raw pixels"]})
 
 
@@ -75,8 +78,10 @@ def test_everything_is_written_in_one_go(data, tmp_path, monkeypatch):
     runs = {"twoD": {"beta_vae_paper": {"mean": 0.9, "spread": 0.1, "n": 3}}}
     (tmp_path / "metrics.json").write_text(json.dumps({"summary": runs}))
     one = {"spread": None, "n": 1}
+    scored = {"own": {"name": "own", "scores": {"mig": {"score": 0.25, "protocol": "binned"}}}}
     more = {"beta_vae_paper": one | {"mean": 0.5}, "mig": one | {"mean": 0.25}}
-    (tmp_path / "more.json").write_text(json.dumps({"summary": {"twoD": more, "own": more}}))
+    report = {"summary": {"twoD": more, "own": more}, "runs": scored}
+    (tmp_path / "more.json").write_text(json.dumps(report))
     monkeypatch.setattr(figure6, "load_dataset", lambda name: data)
     monkeypatch.setattr(figure6, "metric_settings", lambda path, overrides: SETTINGS)
     monkeypatch.setattr(figure6, "SCORED", ["beta_vae_paper", "modularity"])
@@ -88,6 +93,7 @@ def test_everything_is_written_in_one_go(data, tmp_path, monkeypatch):
     assert rows["beta-VAE"]["beta_vae_paper"]["mean"] == 0.9  # of the first file
     assert rows["beta-VAE"]["mig"]["mean"] == 0.25
     assert rows["own"]["beta_vae_paper"]["mean"] == 0.5
+    assert rows["own"]["mig"]["protocol"] == "binned"
     assert (tmp_path / "figure6.md").read_text() == figure6.tables(rows)
     assert (tmp_path / "figure6.png").stat().st_size > 0
 
