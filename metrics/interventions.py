@@ -45,7 +45,8 @@ def beta_vae_paper(
     with Adagrad (rate 1e-2) to convergence from random starts; the problem is convex, so we
     take the optimum and let each of `classifier_seeds` draw new points. scikit-learn's weak
     L2 penalty (C = 1) keeps it finite where the points are separable; elsewhere it moves the
-    score by .01 at most (Adagrad stopped after 20,000 steps gives up to .09 less). The score is
+    score of codes of scale 1 by .01 at most (Adagrad stopped after 20,000 steps gives up to .09
+    less), but codes that vary by hundredths are at chance: scale them. The score is
     the mean over seeds. Plain samples are split: no row is in both training and test points.
     """
     samples = as_samples(codes, factors)
