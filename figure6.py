@@ -181,7 +181,7 @@ def score_representations(load: Callable[[str], ImageData], kept: Path) -> Rows:
     jobs = [(seed, name) for name in wanted for seed in range(SEEDS)]
     jobs = [job for job in jobs if len(scores.get(job[1], {}).get(PAPER_METRIC, [])) <= job[0]]
     data = load("dsprites") if jobs else None
-    for seed, name in (bar := tqdm(jobs, unit=" scored")):
+    for seed, name in (bar := tqdm(jobs, unit=" scored", disable=not jobs)):
         bar.set_description(name)
         found = score_all(
             REPRESENTATIONS[name](data, seed),

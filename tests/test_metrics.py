@@ -72,8 +72,9 @@ COPIES = 2 * (LOG3 + LOG4 + 2 * LOG16) / (8 * 7)
 DCI_D = ONE | MONOTONE | NONE | {"rotated": 3 / 4, "two in one": 3 / 4}
 DCI_C = ONE | MONOTONE | NONE | {"rotated": 3 / 4, "two in one": 1}
 DCI_C |= {"duplicated": 1 - math.log(2) / math.log(8)}
-DCI_D |= {"missing": (0.7, 0.85), "mixed": (0, 0.5)}
-DCI_C |= {"missing": (0.7, 0.9), "mixed": (0, 0.5)}
+# the missing factor spreads over the codes as far as the trees overfit
+DCI_D |= {"missing": (0.7, 0.95), "mixed": (0, 0.5)}
+DCI_C |= {"missing": (0.7, 0.95), "mixed": (0, 0.5)}
 DCI_I = ONE | MONOTONE | {"constant": (0.05, 0.3), "two in one": 1}
 # 3 scale + shape: variances 9 * 15/12 and 8/12
 SAME_CODE = 9 * 15 / (9 * 15 + 8)
