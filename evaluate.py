@@ -110,10 +110,10 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             result = score_checkpoints(paths, options.out, options.device, score)
         if options.codes and options.out:
-            _write_json(options.out / "metrics.json", result)
+            write_json(options.out / "metrics.json", result)
             draw_matrices(result, options.out, options.codes.name)
         if options.json:
-            _write_json(options.json, result)
+            write_json(options.json, result)
     except (ValueError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
@@ -249,7 +249,7 @@ def score_checkpoints(
     print(summary_table(summary))
     report = {"summary": summary, "runs": results}
     if out:
-        _write_json(out / "metrics.json", report)
+        write_json(out / "metrics.json", report)
     return report
 
 
@@ -269,8 +269,8 @@ def score_run(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, dict[s
     facts = {"checkpoint": str(run.path), "step": run.step, "images_seen": run.images_seen}
     facts |= {"precision": str(run.model.dtype).removeprefix("torch."), **asked(run, score)}
     facts |= provenance() | {"hardware": hardware(next(run.model.parameters()).device)}
-    _write_json(folder / "metrics.json", scores)
-    _write_json(folder / "evaluation.json", facts)
+    write_json(folder / "metrics.json", scores)
+    write_json(folder / "evaluation.json", facts)
     print(f"{run.label}: metrics.json and pictures are in {folder}")
     return scores
 
@@ -488,7 +488,8 @@ def summary_table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _write_json(path: Path, result: dict[str, Any]) -> None:
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Write a result whole or not at all. Raises ValueError where it holds a NaN."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write_text(text))

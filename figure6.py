@@ -19,7 +19,7 @@ from sklearn.decomposition import PCA, FastICA
 from tqdm import tqdm
 
 from data import ImageData, load_dataset
-from evaluate import DEFAULT_CONFIG, encode, metric_settings
+from evaluate import DEFAULT_CONFIG, encode, metric_settings, write_json
 from figures.charts import bars
 from metrics import METRICS, score_all
 from models import build_model
@@ -79,10 +79,11 @@ def main(arguments: list[str] | None = None) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         rows = score_representations(load_dataset, options.out / "figure6_untrained.json")
         rows |= {ROWS.get(name, (name, ""))[0]: scores for name, scores in summary.items()}
-        for file, text in ("json", json.dumps(rows, indent=1) + "\n"), ("md", tables(rows)):
-            write_atomically(options.out / f"figure6.{file}", lambda f, t=text: f.write_text(t))
+        write_json(options.out / "figure6.json", rows)
+        text = tables(rows)
+        write_atomically(options.out / "figure6.md", lambda file: file.write_text(text))
         draw(rows, options.out / "figure6.png")
-        print(tables(rows))
+        print(text)
     except (ValueError, OSError) as error:
         print(f"figure6.py: {error}", file=sys.stderr)
         return 2
@@ -193,8 +194,7 @@ def score_representations(load: Callable[[str], ImageData], kept: Path) -> Rows:
         row = scores.setdefault(name, {key: [] for key in found})
         for key, entry in found.items():
             row[key].append(entry["score"])
-        text = json.dumps(made_with | {"scores": scores}, indent=1) + "\n"
-        write_atomically(kept, lambda file, text=text: file.write_text(text))
+        write_json(kept, made_with | {"scores": scores})
     return {name: {k: _mean(v) for k, v in scores[name].items()} for name in wanted}
 
 

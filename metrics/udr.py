@@ -39,10 +39,8 @@ def udr(
     total = lengths.pop()
     need(num_samples <= total, f"num_samples = {num_samples}, but there are {total} rows")
     rows = rng.choice(total, size=num_samples, replace=False)
-    need(
-        logvars is None or len(logvars) == len(runs),
-        f"logvars of {0 if logvars is None else len(logvars)} runs are given for {len(runs)}",
-    )
+    if logvars is not None and len(logvars) != len(runs):
+        raise ValueError(f"logvars of {len(logvars)} runs are given for {len(runs)}")
     active = []
     for i, codes in enumerate(runs):
         mean = np.asarray(codes[rows], dtype=np.float64)
