@@ -102,15 +102,15 @@ def test_what_is_scored_is_kept(data, tmp_path, monkeypatch):
     """A call that was cut off goes on with the next score and ends as one that was not."""
     kept, straight, drawn = tmp_path / "kept.json", tmp_path / "straight.json", []
 
-    def pca(data, seed):
+    def represent(data, seed):
         drawn.append(seed)
         if len(drawn) == 2:
             raise KeyboardInterrupt
-        return figure6.pca(data, seed)
+        return figure6.true_factors(data, seed)
 
     monkeypatch.setattr(figure6, "metric_settings", lambda path, overrides: SETTINGS)
     monkeypatch.setattr(figure6, "SCORED", ["beta_vae_paper", "modularity"])
-    monkeypatch.setattr(figure6, "REPRESENTATIONS", {"PCA": pca})
+    monkeypatch.setattr(figure6, "REPRESENTATIONS", {"PCA": represent})
     with pytest.raises(KeyboardInterrupt):
         figure6.score_representations(lambda name: data, kept)
     rows = figure6.score_representations(lambda name: data, kept)
