@@ -24,7 +24,7 @@ import config
 from data import DATASETS, ImageData, load_dataset
 from figures.charts import best_factors, matrix
 from figures.run import draw_run
-from metrics import METRICS, as_codes, as_samples, dci, dci_fast, score_all, select, udr
+from metrics import METRICS, as_codes, as_logvar, as_samples, dci, dci_fast, score_all, select, udr
 from models import MODELS, build_model
 from models.fast import keep_freed_memory
 from models.objectives import OBJECTIVES
@@ -47,7 +47,6 @@ ENCODE_BATCH = 1024
 PICTURE_IMAGES = 2048  # on which the information of a latent is measured
 AGREEMENT_IMAGES = 10_000  # on which runs are compared for UDR
 CODES_KEYS = ("codes", "factors", "sizes", "names", "logvar")  # of the file of --codes
-LARGEST_LOGVAR = 500  # beyond it a variance is no longer a float
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -156,14 +155,8 @@ def score_arrays(path: Path, score: dict[str, Any]) -> dict[str, dict[str, Any]]
         if names.ndim != 1 or names.dtype.kind not in "US":
             raise ValueError(f"--codes: names has shape {names.shape}; a text a factor is allowed")
         names = names.astype(str).tolist()
-    if logvar is not None:
-        logvar = as_codes(logvar, "logvar")
-        if logvar.shape != codes.shape or np.abs(logvar).max() > LARGEST_LOGVAR:
-            raise ValueError(
-                f"--codes: logvar has shape {logvar.shape} and values up to "
-                f"{np.abs(logvar).max():g}; {codes.shape} like codes and at most "
-                f"{LARGEST_LOGVAR} either way is allowed"
-            )
+    if logvar is not None:  # named now, not after the first metrics
+        logvar = as_logvar(logvar, codes)
     return _score(codes, factors, logvar, score, names)
 
 

@@ -5,7 +5,7 @@ codes (N, D): array, torch tensor or anything `as_samples` takes; factors (N, K)
 
 from metrics.prediction import dci, dci_fast
 from metrics.result import Result
-from metrics.samples import Samples, as_codes, as_samples
+from metrics.samples import Samples, as_codes, as_logvar, as_samples
 from metrics.score import METRICS, score_all, select
 from metrics.udr import udr
 
@@ -14,6 +14,7 @@ __all__ = [
     "Result",
     "Samples",
     "as_codes",
+    "as_logvar",
     "as_samples",
     "dci",
     "dci_fast",

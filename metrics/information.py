@@ -11,7 +11,7 @@ from metrics.samples import (
     AtLeastOne,
     AtLeastTwo,
     Samples,
-    as_codes,
+    as_logvar,
     as_samples,
     need,
     need_at_least,
@@ -190,14 +190,12 @@ def mig_chen(
     numerically (error below 1e-3 nats), so nothing is random. All samples are used.
     Posterior standard deviations below 1/4096 of the extent of a code (range of its means plus
     largest deviation) count as that. Range 0 ... 1.
-    logvar: (N, D) log-variances. Raises ValueError without them and for continuous factors.
+    logvar: (N, D) log-variances. Raises ValueError without them, for another shape and for
+    continuous factors.
     """
     need(logvar is not None, "mig_chen needs the posterior: log-variances `logvar` like codes")
-    samples, logvar = as_samples(codes, factors), as_codes(logvar, "logvar")
-    need(
-        logvar.shape == samples.codes.shape,
-        f"logvar has shape {logvar.shape}; {samples.codes.shape} like codes is allowed",
-    )
+    samples = as_samples(codes, factors)
+    logvar = as_logvar(logvar, samples.codes)
     need_discrete(samples, "mig_chen", "bin it or leave it out")
     kept = [k for k, name in enumerate(samples.names) if name not in without]
     need(bool(kept), f"mig_chen needs a factor besides {', '.join(without)}")

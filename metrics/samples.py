@@ -17,6 +17,7 @@ AtLeastOne = Annotated[int, Ge(1)]
 AtLeastTwo = Annotated[int, Ge(2)]
 
 LARGEST = 1e100  # of codes and factors: squares and sums of them stay finite
+LARGEST_LOGVAR = 500  # either way: beyond it a variance is no longer a float
 LEVEL_REPEATS = 10  # times that a value of a factor of floats occurs on average to be a level
 
 
@@ -137,6 +138,18 @@ def as_codes(codes, name: str = "codes"):
             f"code {extent.argmin()} of {name} varies by {extent.min():g} only; rescale it",
         )
     return codes
+
+
+def as_logvar(logvar, codes, name: str = "logvar"):
+    """Check the (N, D) log-variances of the posterior whose means are `codes`."""
+    logvar = as_codes(logvar, name)
+    largest = np.abs(logvar).max()
+    need(
+        logvar.shape == codes.shape and largest <= LARGEST_LOGVAR,
+        f"{name} has shape {logvar.shape} and values up to {largest:g}; {tuple(codes.shape)} like "
+        f"its codes and at most {LARGEST_LOGVAR} either way is allowed",
+    )
+    return logvar
 
 
 def _as_factors(factors, rows: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from scipy.stats import rankdata
 from sklearn.linear_model import Lasso
 
 from metrics.result import Result
-from metrics.samples import as_codes, need, standardise
+from metrics.samples import as_codes, as_logvar, need, standardise
 
 MIN_KL = 0.01  # nats a code must carry to count, as in the reference
 MIN_STD = 0.05  # of the means, where the posterior is not given: as in the FactorVAE score
@@ -46,8 +46,7 @@ def udr(
         mean = np.asarray(codes[rows], dtype=np.float64)
         used = mean.std(axis=0) >= MIN_STD
         if logvars is not None:
-            logvar = as_codes(logvars[i], f"logvar {i}")
-            need(logvar.shape == codes.shape, f"logvar {i} has shape {logvar.shape}, its codes not")
+            logvar = as_logvar(logvars[i], codes, f"logvar {i}")
             logvar = np.asarray(logvar[rows], dtype=np.float64)
             used = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).mean(axis=0) > MIN_KL
         need(used.any(), f"run {i} has no active code")

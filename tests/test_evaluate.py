@@ -177,7 +177,7 @@ def test_codes_that_do_not_fit_are_named(tmp_path, capsys):
         ({"names": np.array([b"a", b"b", b"c"])}, "3 names for 4 factors"),
         ({"logvar": np.zeros((2880, 3))}, "logvar has shape (2880, 3)"),
         ({"logvar": np.full((2880, 4), np.nan)}, "logvar has NaN or infinity"),
-        ({"logvar": np.full((2880, 4), 3000.0)}, "values up to 3000; (2880, 4) like codes"),
+        ({"logvar": np.full((2880, 4), 3000.0)}, "values up to 3000; (2880, 4) like its codes"),
     ],
 )
 def test_arrays_that_mean_nothing_are_named(tmp_path, capsys, arrays, part):

@@ -568,7 +568,7 @@ def test_udr_wants_the_posterior_of_every_run():
     rng, logvar = np.random.default_rng(0), np.full(TRUE.shape, -4.0)
     with pytest.raises(ValueError, match="logvars of 1 runs are given for 2"):
         udr([TRUE, TRUE], rng, logvars=[logvar], num_samples=100)
-    with pytest.raises(ValueError, match=r"logvar 0 has shape \(3072, 1\), its codes not"):
+    with pytest.raises(ValueError, match=r"logvar 0 has shape \(3072, 1\) .* \(3072, 4\) like its"):
         udr([TRUE, TRUE], rng, logvars=[logvar[:, :1], logvar], num_samples=100)
 
 
@@ -599,7 +599,9 @@ def test_without_a_posterior_chens_mig_says_why():
     entry = score_all(TRUE, GRID, metrics=["mig_chen"])["mig_chen"]
     assert entry["score"] is None
     assert "log-variances" in entry["reason"]
-    with pytest.raises(ValueError, match=r"logvar has shape \(9, 4\); \(3072, 4\) like codes"):
+    with pytest.raises(
+        ValueError, match=r"logvar has shape \(9, 4\) .* \(3072, 4\) like its codes"
+    ):
         METRICS["mig_chen"](TRUE, GRID, logvar=TRUE[:9])
 
 
