@@ -5,13 +5,13 @@ ones in [-1, 1] first, then each categorical one as its category 0 ... k - 1.
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from models.checks import (
     AtLeastOne,
@@ -27,6 +27,7 @@ Categories = Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=Fal
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
 
+AVERAGE_INPUTS = 1024  # samples for the batch norm of the averaged G
 MIN_LOG_STD = math.log(0.01)  # floor of a learned Q: 1 % of a code's half range is below a pixel
 
 
@@ -50,8 +51,9 @@ class InfoGAN(nn.Module):
     standard deviation of the noise on D's inputs, in the units of its images, falling linearly to 0
     over instance_noise_steps (0: constant). label_smoothing: D's target for real images is 1 less
     this. ema: decay of a running average of G's weights, which is what decode uses (0: none); the
-    average over its last steps draws smoother outlines than any of them. cr_weight: weight of the
-    contrastive loss from step cr_start on.
+    average over its last steps draws smoother outlines than any of them. eval() measures its batch
+    norm's statistics on AVERAGE_INPUTS samples: with those of its steps it drew blank images while
+    G moved fast. cr_weight: weight of the contrastive loss from step cr_start on.
 
     Q's loss is part of D's step, where it trains the shared trunk, and of G's step. Each step moves
     what its own optimiser holds and nothing else: "d" D and the trunk, "g" the generator; Q's own
@@ -131,11 +133,21 @@ class InfoGAN(nn.Module):
         self.averaged = None
         if ema > 0:
             average = get_ema_multi_avg_fn(ema)
-            self.averaged = AveragedModel(self.generator, multi_avg_fn=average, use_buffers=True)
+            self.averaged = AveragedModel(self.generator, multi_avg_fn=average)
             self.averaged.requires_grad_(False)
         entropy = [math.log(2)] * continuous + [math.log(k) for k in categorical]
         self.register_buffer("entropy", torch.tensor(entropy), persistent=False)
         self.register_buffer("fixed_noise", self.sample_noise(1, torch.Generator().manual_seed(0)))
+
+    def train(self, mode: bool = True) -> Self:
+        """As nn.Module's; before it draws, the averaged G gets statistics of its own samples."""
+        super().train(mode)
+        if not mode and self.averaged is not None:
+            generator = torch.Generator(self.entropy.device).manual_seed(0)
+            codes = self.sample(AVERAGE_INPUTS, generator)
+            noise = self.sample_noise(AVERAGE_INPUTS, generator)
+            update_bn(self._inputs(codes, noise).split(128), self.averaged)
+        return self
 
     def autocast(self, x: Tensor) -> torch.autocast:
         """The context in which the convolutions run in `self.dtype`."""
