@@ -71,7 +71,7 @@ class Scored(NamedTuple):
     row: dict[str, Any]  # of results.csv
     log: pd.DataFrame | None
     record: dict[str, Any]  # run.json; {} where there is none
-    sample: Codes | None  # evaluate.agreement_codes
+    sample: Codes | None  # evaluate.agreement_codes, for a report of several runs
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -149,7 +149,7 @@ def look_at(run: Run, out: Path | None, score: dict[str, Any]) -> Scored:
     at_home = run.path.is_dir() or run.path.name == "checkpoint.pt"
     folder = folder_of(run, None if at_home else out, several=True)
     scores = known_scores(run, folder, score) or score_run(run, folder, score)
-    sample = agreement_codes(run, score["seed"]) if scores else None
+    sample = agreement_codes(run, score["seed"]) if scores and out else None
     file, log = folder / "run.json", folder / "log.csv"
     record = json.loads(file.read_text()) if file.exists() else {}
     log = pd.read_csv(log) if log.exists() else None
