@@ -1,7 +1,7 @@
 # Every target makes the environment that it needs first; nothing outside this folder is touched.
 PYTHON ?= python3
 SEEDS = 0 1 2
-MODELS = twoD_infogan twoD_infogan_sn twoD_vae twoD
+MODELS = twoD_infogan=infogan twoD_infogan_sn=infogan_sn twoD_vae=vae1 twoD=vae4
 RUN = .venv/bin/python
 
 .PHONY: train test lint results figure6 study bench
@@ -15,17 +15,23 @@ lint: .venv/ready-dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-results: .venv/ready          ## what res/2dshapes holds: train all seeds, score, publish
-	for seed in $(SEEDS); do for name in $(MODELS); do \
-	  $(RUN) train.py --config config/$$name.yaml seed=$$seed || exit; \
-	done; done
+results: .venv/ready          ## what res/2dshapes holds: train all seeds, publish, score
+	for model in $(MODELS); do run=$${model%=*} name=$${model#*=}; \
+	  for seed in $(SEEDS); do \
+	    $(RUN) train.py --config config/$$run.yaml seed=$$seed || exit; \
+	    if [ $$seed = 0 ]; then $(RUN) publish.py --run runs/$$run/seed0 --name $$name; \
+	    else $(RUN) publish.py --run runs/$$run/seed$$seed --name $${name}_seed$$seed \
+	      --out res/2dshapes/seeds --no-pictures; fi || exit; \
+	  done; \
+	done
 	$(RUN) evaluate.py --metrics all --json res/2dshapes/metrics.json \
-	  --checkpoint $(foreach name,$(MODELS),$(SEEDS:%=runs/$(name)/seed%))
+	  --checkpoint res/2dshapes/*.pt res/2dshapes/seeds/*.pt
+	for model in $(MODELS); do name=$${model#*=}; \
+	  cp runs/evaluated/$$name/codes.png res/2dshapes/$$name.png && \
+	  cp runs/evaluated/$$name/matrix_mig.png res/2dshapes/$${name}_matrix.png || exit; \
+	done
 	rm -f res/2dshapes/metrics_infogan.json  # of earlier runs
-	$(RUN) publish.py --run runs/twoD_vae/seed0 --name vae1
-	$(RUN) publish.py --run runs/twoD/seed0 --name vae4
-	$(RUN) publish.py --run runs/twoD_infogan/seed0 --name infogan
-	$(RUN) publish.py --run runs/twoD_infogan_sn/seed0 --name infogan_sn
+	$(RUN) figure6.py --scores res/2dshapes/metrics.json
 
 figure6: .venv/ready          ## the paper's Figure 6: baselines beside the models of metrics.json
 	$(RUN) figure6.py --scores $(wildcard res/2dshapes/metrics_infogan.json) res/2dshapes/metrics.json

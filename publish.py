@@ -19,6 +19,8 @@ PICTURES = {
     "recon.png": "{name}_recon.png",
     "traversal.gif": "{name}.gif",
     "training.gif": "{name}_training.gif",
+}
+RECORDS = {
     "config.yaml": "{name}.yaml",
     "run.json": "{name}_run.json",
     "log.csv": "{name}_log.csv",
@@ -31,29 +33,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True, help="the folder of a finished run")
     parser.add_argument("--name", required=True, help="what the published files are called")
     parser.add_argument("--out", type=Path, default=Path("res/2dshapes"))
+    parser.add_argument("--no-pictures", action="store_true", help="weights, log and facts only")
     options = parser.parse_args(arguments)
     try:
-        publish(options.run, options.name, options.out)
+        publish(options.run, options.name, options.out, pictures=not options.no_pictures)
     except (ValueError, OSError) as error:
         print(f"publish.py: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def publish(run: Path, name: str, out: Path) -> None:
-    """Copy pictures, configuration, log and the weights (no optimisers) of a finished run.
+def publish(run: Path, name: str, out: Path, pictures: bool = True) -> None:
+    """Copy configuration, log, weights (no optimisers) and pictures of a finished run.
 
     Weights of more than LARGE bytes are rounded to float16 (scores move in the third decimal).
     Raises ValueError for an unfinished run.
     """
     state = load_checkpoint(run)
     steps = state["config"]["train"]["steps"]
-    missing = [picture for picture in PICTURES if not (run / picture).exists()]
+    files = RECORDS | (PICTURES if pictures else {})
+    missing = [file for file in files if not (run / file).exists()]
     if state["step"] < steps or missing:
         lacks = f"it lacks {', '.join(missing)}" if missing else f"step {state['step']} of {steps}"
         raise ValueError(f"{run} is not finished: {lacks}")
     out.mkdir(parents=True, exist_ok=True)
-    for source, target in PICTURES.items():
+    for source, target in files.items():
         shutil.copyfile(run / source, out / target.format(name=name))
     kept = ("config", "image_shape", "model", "step")
     published = {key: state[key] for key in kept}

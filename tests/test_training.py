@@ -416,3 +416,7 @@ def test_only_finished_runs_are_published(command, tmp_path, capsys):
     small, full = load_checkpoint(out / "a.pt"), load_checkpoint(run)
     assert "optimizers" not in small
     assert_equal(small["model"], full["model"])
+    few = tmp_path / "few"
+    call = ["--run", str(run), "--name", "b", "--out", str(few), "--no-pictures"]
+    assert publish.main(call) == 0
+    assert {file.name for file in few.iterdir()} == {"b.pt", "b.yaml", "b_log.csv", "b_run.json"}
