@@ -31,7 +31,7 @@ results: .venv/ready          ## what res/2dshapes holds: train all seeds, publi
 	  cp runs/evaluated/$$name/matrix_mig.png res/2dshapes/$${name}_matrix.png || exit; \
 	done
 	rm -f res/2dshapes/metrics_infogan.json  # of earlier runs
-	$(RUN) figure6.py --scores res/2dshapes/metrics.json
+	$(MAKE) figure6
 
 figure6: .venv/ready          ## the paper's Figure 6: baselines beside the models of metrics.json
 	$(RUN) figure6.py --scores $(wildcard res/2dshapes/metrics_infogan.json) res/2dshapes/metrics.json

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from data import FactorGrid, ImageData, PackedImages, cache, dsprites, load_dataset
+from data import DATASETS, FactorGrid, ImageData, PackedImages, cache, dsprites, load_dataset
 
 REPO = Path(__file__).resolve().parents[1]
 REAL = REPO.parent / "shared" / "dsprites_real"
@@ -677,3 +677,7 @@ def test_npz_refuses_another_kind_of_file(tmp_path):
 def test_choices_that_do_not_exist(arguments, error, reason):
     with pytest.raises(error, match=reason):
         load_dataset(**arguments)
+
+
+def test_every_data_set_has_a_test():
+    assert set(DATASETS) == {"dsprites", "npz"}

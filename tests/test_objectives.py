@@ -37,7 +37,7 @@ def posterior(mu, std):
 
 
 # Objective -> settings with which it is the VAE.
-PLAIN = {  # objectives that have the VAE as a special case, and where
+PLAIN = {
     "vae": {},
     "beta_vae": {"beta": 1.0},
     "annealed_beta_vae": {"beta_start": 1.0, "beta": 1.0},
@@ -47,6 +47,10 @@ PLAIN = {  # objectives that have the VAE as a special case, and where
     "dip_vae_i": {"lambda_od": 0.0, "lambda_d": 0.0},
     "dip_vae_ii": {"lambda_od": 0.0, "lambda_d": 0.0},
 }
+
+
+def test_all_but_capacity_have_the_vae_as_a_special_case():
+    assert set(PLAIN) == set(OBJECTIVES) - {"capacity_vae"}
 
 
 @pytest.mark.parametrize("name", PLAIN)
