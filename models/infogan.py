@@ -20,7 +20,7 @@ from models.checks import (
     PositiveFloat,
     PositiveFraction,
 )
-from models.gan_networks import GAN_NETWORKS, INIT_STD
+from models.gan_networks import GAN_NETWORKS
 from models.schedules import log_linear, set_rates
 
 Categories = Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)]  # a YAML list
@@ -50,14 +50,16 @@ class InfoGAN(nn.Module):
     lr_decay_steps (1: constant). g_steps: G updates a step, all on the same codes. instance_noise:
     standard deviation of the noise on D's inputs, in the units of its images, falling linearly to 0
     over instance_noise_steps (0: constant). label_smoothing: D's target for real images is 1 less
-    this. ema: decay of a running average of G's weights, which is what decode uses (0: none); the
-    average over its last steps draws smoother outlines than any of them. eval() measures its batch
-    norm's statistics on AVERAGE_INPUTS samples: with those of its steps it drew blank images while
-    G moved fast. cr_weight: weight of the contrastive loss from step cr_start on.
+    this. r1: gamma of the penalty gamma / 2 E |grad D(x)|^2 on real images (Mescheder et al. 2018,
+    eq. 9), taken every r1_every steps and then that many times as heavy (Karras et al. 2020). ema:
+    decay of a running average of G's weights, which is what decode uses (0: none); the average over
+    its last steps draws smoother outlines than any of them. eval() measures its batch norm's
+    statistics on AVERAGE_INPUTS samples: with those of its steps it drew blank images while G moved
+    fast. cr_weight: weight of the contrastive loss from step cr_start on.
 
     Q's loss is part of D's step, where it trains the shared trunk, and of G's step. Each step moves
     what its own optimiser holds and nothing else: "d" D and the trunk, "g" the generator; Q's own
-    layers go with G in the network "seed" and with D in "sn" and "small".
+    layers go with G in the network "seed" and with D in the others.
 
     Batch norm: call eval() before encode, decode and information, so that an image depends on its
     own code alone. G's running statistics are those of its samples; D's are those of real images
@@ -74,7 +76,7 @@ class InfoGAN(nn.Module):
         self,
         image_shape: tuple[int, int, int],
         *,
-        network: Literal["seed", "sn", "small"] = "seed",
+        network: Literal["seed", "sn", "small", "broadcast"] = "seed",
         continuous: NonNegativeInt = 5,
         categorical: Categories = (),
         noise: NonNegativeInt = 5,
@@ -89,6 +91,8 @@ class InfoGAN(nn.Module):
         instance_noise: NonNegativeFloat = 0.0,
         instance_noise_steps: NonNegativeInt = 0,
         label_smoothing: Fraction = 0.0,
+        r1: NonNegativeFloat = 0.0,
+        r1_every: AtLeastOne = 1,
         ema: Fraction = 0.0,
         cr_weight: NonNegativeFloat = 0.0,
         cr_start: NonNegativeInt = 0,
@@ -104,6 +108,7 @@ class InfoGAN(nn.Module):
         self.q_sizes = [continuous, continuous * self.learned_std, *categorical]
         self.info_weight, self.g_steps, self.label_smoothing = info_weight, g_steps, label_smoothing
         self.instance_noise, self.instance_noise_steps = instance_noise, instance_noise_steps
+        self.r1, self.r1_every = r1, r1_every
         self.cr_weight, self.cr_start = cr_weight, cr_start
         self.dtype = torch.float32  # of the convolutions: bfloat16 where the hardware has it
 
@@ -117,11 +122,11 @@ class InfoGAN(nn.Module):
         if cr_weight > 0:
             self.pair_discriminator = built.pair_discriminator(channels, self.latent_dim)
             owned["cr"] = [self.pair_discriminator]
-        for name, parameter in self.named_parameters():
+        for name, parameter in self.named_parameters() if built.init_std else ():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.ndim > 1 and "parametrizations" not in name:
-                nn.init.normal_(parameter, std=INIT_STD)
+                nn.init.normal_(parameter, std=built.init_std)
         self.rates = {name: lr_g if name == "g" else lr_d for name in owned}
         self.lr_decay, self.lr_decay_steps = lr_decay, lr_decay_steps
         self.optimizers = {
@@ -154,9 +159,13 @@ class InfoGAN(nn.Module):
         return torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def compile(self, **settings: Any) -> None:
-        """Compile the networks in place (torch's own would compile a forward that is not there)."""
+        """Compile the networks in place (torch's own would compile a forward that is not there).
+
+        All but D under r1, whose second derivative compiled code does not have.
+        """
         for network in self.children():
-            network.compile(**settings)
+            if network is not self.discriminator or self.r1 == 0:
+                network.compile(**settings)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n draws of the codes: (n, latent_dim) on the generator's device, else the model's."""
@@ -231,7 +240,10 @@ class InfoGAN(nn.Module):
         optimizer.step()
         torch.clear_autocast_cache()  # it holds bf16 copies of the weights that have just moved
 
-    def _step_d(self, real: Tensor, fake: Tensor, z: Tensor) -> dict[str, Tensor]:
+    def _step_d(
+        self, real: Tensor, fake: Tensor, z: Tensor, penalise: bool = False
+    ) -> dict[str, Tensor]:
+        real = real.detach().requires_grad_(penalise)
         if self.joint:
             logits, q = self.discriminator(torch.cat([real, fake.float()]))
             (real_logits, fake_logits), q = logits.chunk(2), q[len(real) :]
@@ -242,9 +254,14 @@ class InfoGAN(nn.Module):
         d_loss = F.binary_cross_entropy_with_logits(real_logits, target)
         d_loss = d_loss + F.softplus(fake_logits).mean()
         q_loss, _ = self._code_losses(q, z)
-        self._update("d", d_loss + self.info_weight * q_loss.sum())
+        penalty = d_loss.new_zeros(())
+        if penalise:
+            penalty = self.r1_every * _squared_slope(real_logits, real)
+        loss = d_loss + self.info_weight * q_loss.sum() + 0.5 * self.r1 * penalty
+        self._update("d", loss)
         d_real, d_fake = (real_logits > 0).float().mean(), (fake_logits < 0).float().mean()
-        return {"d_loss": d_loss, "d_real": d_real, "d_fake": d_fake}
+        slope = {"r1": penalty} if self.r1 > 0 else {}
+        return {"d_loss": d_loss, "d_real": d_real, "d_fake": d_fake} | slope
 
     def _step_g(self, fake: Tensor, z: Tensor, cr: Tensor) -> dict[str, Tensor]:
         logits, q = self._discriminate(fake, real=False)
@@ -261,8 +278,10 @@ class InfoGAN(nn.Module):
         x: (B, C, 64, 64) in [0, 1]. Returns detached 0-d tensors: in nats d_loss (real + fake),
         g_loss (non-saturating), q_loss (-log Q, sum over codes), mi (the information bound, sum
         over codes), mi_0 ..., and with a cr_weight cr (0 before cr_start, chance is ln latent_dim);
-        D's accuracies d_real and d_fake; std_fake and std_real, the standard deviation over the
-        batch of samples and of data, mean over pixels, in the units of the network's images.
+        D's accuracies d_real and d_fake; with an r1 the term r1, |grad D|^2 of real images, right
+        in the mean (r1_every times that where it is taken, else 0); std_fake and std_real, the
+        standard deviation over the batch of samples and of data, mean over pixels, in the units of
+        the network's images.
         """
         decay = log_linear(1.0, self.lr_decay, step, self.lr_decay_steps)
         set_rates(self.optimizers, self.rates, decay)
@@ -281,7 +300,8 @@ class InfoGAN(nn.Module):
 
         with self.autocast(x):
             images = self.generator(inputs)
-            terms = self._step_d(noisy(real), noisy(images[:n].detach()), z)
+            penalise = self.r1 > 0 and step % self.r1_every == 0
+            terms = self._step_d(noisy(real), noisy(images[:n].detach()), z, penalise)
             if contrast:
                 self._update("cr", self._contrast(images[n:].detach(), shared))
             for repeat in range(self.g_steps):
@@ -351,6 +371,12 @@ class InfoGAN(nn.Module):
         if low < 0.02 and high > 0.98:
             found.append("dead discriminator: it gives real and fake images the same answer")
         return found
+
+
+def _squared_slope(logits: Tensor, x: Tensor) -> Tensor:
+    """Mean over images x (B, C, H, W) of |d logits / d x|^2, differentiable itself."""
+    (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    return slope.square().sum((1, 2, 3)).mean()
 
 
 def _spread(images: Tensor) -> Tensor:

@@ -67,6 +67,7 @@ def test_convolution_of_few_channels_passes_gradcheck(inputs, padding):
         return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
 
     assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
+    assert torch.autograd.gradgradcheck(function, (x, layer.weight, layer.bias))  # InfoGAN's r1
 
 
 @pytest.mark.parametrize("settings", [(8, 3, 4, 2, 1), (1, 3, 3, 1, 1), (1, 3, 4, 2, 2)])

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributions import Normal
 
 from models.fast import Conv2d
-from models.gan_networks import GAN_NETWORKS
+from models.gan_networks import GAN_NETWORKS, SpatialBroadcast
 from models.infogan import InfoGAN, uniform_information
 
 NETWORKS = list(GAN_NETWORKS)
@@ -22,6 +22,7 @@ VARIANTS = [
     {"continuous": 0, "categorical": (5,), "noise": 0},
     {"cr_weight": 2.0, "instance_noise": 0.2, "label_smoothing": 0.1, "g_steps": 2},
     {"cr_weight": 1.0, "categorical": (2,), "cr_start": 2, "instance_noise_steps": 2},
+    {"r1": 0.5, "r1_every": 2, "ema": 0.9},
 ]
 
 
@@ -132,6 +133,38 @@ def test_small_network_is_the_same_without_the_norm():
     sizes = {name: sum(p.numel() for p in make(name).parameters()) for name in ("sn", "small")}
     assert sizes["sn"] == sizes["small"]
     assert not any("parametrizations" in name for name, _ in make("small").named_parameters())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_broadcast_network_is_the_table(channels):
+    model = make("broadcast", channels, continuous=5, noise=5)
+    generator = [(128, 16, 16), (64, 16, 16), (64, 16, 16), (32, 32, 32), (channels, 64, 64)]
+    assert row_shapes(model.generator, torch.randn(2, 10)) == generator
+    kinds = [[type(layer) for layer in row] for row in model.generator]
+    assert all(kind[1:] == [nn.BatchNorm2d, nn.LeakyReLU] for kind in kinds[1:-1])
+    sizes = [sum(p.numel() for p in row.parameters()) for row in model.generator]
+    assert sizes[0] == 10 * 128 + 128 + 2 * 128
+    assert not any("parametrizations" in name for name, _ in model.named_parameters())
+
+
+def test_a_spatial_broadcast_is_a_convolution_of_copies_and_coordinates():
+    layer = SpatialBroadcast(3, 5, 4)
+    z = torch.randn(2, 3)
+    row = torch.linspace(-1, 1, 4)[:, None].expand(4, 4)
+    planes = [z[:, :, None, None].expand(2, 3, 4, 4)]
+    planes += [place.expand(2, 1, 4, 4) for place in (row, row.T)]
+    weight = torch.cat([layer.vector.weight, layer.place.weight], 1)[:, :, None, None]
+    expected = F.conv2d(torch.cat(planes, 1), weight, layer.vector.bias)
+    torch.testing.assert_close(layer(z), expected)
+
+
+def test_initial_weights_are_the_papers_or_the_layers_own():
+    for network in NETWORKS:
+        layer = make(network).discriminator.trunk[-1][0]  # a Linear or a Conv2d, 1,024 inputs or up
+        own = 1 / math.sqrt(3 * layer.weight[0].numel())  # uniform within 1 / sqrt(inputs)
+        weight = layer.parametrizations.weight.original if network == "sn" else layer.weight
+        wanted = GAN_NETWORKS[network].init_std or own
+        assert float(weight.detach().std()) == pytest.approx(wanted, rel=0.02)
 
 
 def test_seed_size_of_the_networks():
@@ -294,8 +327,8 @@ def test_losses_and_accuracies_in_closed_form():
 def test_real_and_fake_in_one_forward_is_exact_without_batch_norm_only():
     torch.manual_seed(0)
     real, fake = squares(), torch.rand(8, 1, 64, 64)
-    for network, exact in (("sn", True), ("small", True), ("seed", False)):
-        model = make(network)
+    for network in NETWORKS:
+        model, exact = make(network), network != "seed"
         assert model.joint == exact
         d = model.discriminator
         if network == "sn":
@@ -303,6 +336,35 @@ def test_real_and_fake_in_one_forward_is_exact_without_batch_norm_only():
         together = d(torch.cat([real, fake]))[0]
         apart = torch.cat([d(real)[0], d(fake)[0]])
         assert torch.allclose(together, apart, atol=1e-6) == exact
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_penalty_of_d_in_closed_form(network):
+    """A linear D has one slope everywhere: the term is its square, the loss half gamma of it."""
+    model, x = make(network, r1=4.0, r1_every=3, info_weight=0.0), squares()
+    slope = torch.randn(1, 64 * 64, generator=torch.Generator().manual_seed(0)) / 64
+    d = model.discriminator
+    d.trunk, d.d_head, d.q_head = nn.Flatten(), nn.Linear(64 * 64, 1), nn.Linear(64 * 64, 5)
+    optimizer = model.optimizers["d"]
+    optimizer.param_groups[0]["params"] = list(d.d_head.parameters())
+    fake, z = torch.rand(8, 1, 64, 64), model.sample(8)
+
+    def gradient(penalise: bool) -> tuple[torch.Tensor, float]:
+        d.d_head.weight.data.copy_(slope)  # the last step has moved it
+        nn.init.zeros_(d.d_head.bias)
+        term = model._step_d(x, fake, z, penalise)["r1"]
+        return d.d_head.weight.grad.clone(), term.item()
+
+    (with_it, term), (without, nothing) = gradient(True), gradient(False)
+    assert nothing == 0
+    assert term == pytest.approx(3 * float(slope.square().sum()), rel=1e-5)
+    torch.testing.assert_close(with_it - without, 3 * 4.0 * slope, rtol=1e-3, atol=1e-5)
+
+
+def test_the_penalty_is_taken_every_few_steps():
+    model = make("broadcast", r1=1.0, r1_every=3)
+    terms = [float(train(model, range(step, step + 1))["r1"]) for step in range(7)]
+    assert [term > 0 for term in terms] == [step % 3 == 0 for step in range(7)]
 
 
 def test_running_statistics_of_d_are_those_of_real_images():
@@ -329,7 +391,8 @@ def test_three_steps(network, channels, settings):
     before = weights(model)
     every = [train(model, range(step, step + 1), x) for step in range(3)]
     for terms in every:
-        names = ["d_loss", "d_real", "d_fake", "g_loss", "q_loss", "mi"]
+        names = ["d_loss", "d_real", "d_fake"] + ["r1"] * bool(settings.get("r1"))
+        names += ["g_loss", "q_loss", "mi"]
         names += [f"mi_{j}" for j in range(model.latent_dim)]
         names += ["cr"] * bool(settings.get("cr_weight")) + ["std_fake", "std_real"]
         assert list(terms) == names
@@ -346,7 +409,7 @@ def test_three_steps(network, channels, settings):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_resume_is_exact(network):
     settings = {"cr_weight": 2.0, "cr_start": 1, "instance_noise": 0.3, "instance_noise_steps": 9}
-    settings["ema"] = 0.9
+    settings |= {"ema": 0.9, "r1": 1.0, "r1_every": 3}
     straight = make(network, **settings)
     train(straight, range(4))
     stopped = make(network, **settings)
@@ -563,7 +626,7 @@ def test_encode_and_decode_shapes_and_ranges(network, channels):
 
 
 def test_range_of_the_networks_images_is_undone():
-    for network, low in (("seed", -1.0), ("sn", 0.0)):
+    for network, low in (("seed", -1.0), ("sn", 0.0), ("broadcast", 0.0)):
         model = make(network).eval()
         assert model._to_network(torch.tensor([0.0, 0.5, 1.0])).tolist() == [low, (low + 1) / 2, 1]
         raw = model.generator(torch.cat([torch.zeros(1, 5), model.fixed_noise], 1)).detach()
@@ -596,6 +659,11 @@ def test_compiling_compiles_the_networks():
     assert plain.discriminator._compiled_call_impl is None
     assert compiled.discriminator._compiled_call_impl is not None
     assert compiled.generator._compiled_call_impl is not None
+    penalised = make("sn", r1=1.0)  # whose D is differentiated twice
+    penalised.compile(backend="aot_eager")
+    assert penalised.discriminator._compiled_call_impl is None
+    assert penalised.generator._compiled_call_impl is not None
+    assert train(penalised, range(1))["r1"] > 0
 
 
 # --- borders and warnings

@@ -42,6 +42,7 @@ MODELS = {
     "factor_vae": ({"name": "vae"}, {"name": "factor_vae"}),
     "seed": ({"name": "infogan", "network": "seed"}, None),
     "sn": ({"name": "infogan", "network": "sn"}, None),
+    "broadcast": ({"name": "infogan", "network": "broadcast", "r1": 0.1, "r1_every": 8}, None),
 }
 
 
@@ -78,7 +79,7 @@ def test_layers_of_one_channel_are_matrix_products(step):
     assert min(args[1].shape[1] for args in transposed) > 4  # weight (Cin, Cout, 4, 4)
 
 
-@pytest.mark.parametrize("name", ["vae", "seed", "sn"])
+@pytest.mark.parametrize("name", ["vae", "seed", "sn", "broadcast"])
 def test_the_yardstick_runs_the_same_networks_with_torchs_own_layers(name):
     model = build_model((1, 64, 64), *MODELS[name], 100)
     step = (plain_vae if name == "vae" else plain_infogan)(model)
@@ -125,6 +126,7 @@ def test_a_step_stays_on_its_device_and_reads_nothing_back(name, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *a, **k: contextlib.nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *a: False)
     gan = {"name": "infogan", "network": name, "categorical": (3,), "cr_weight": 1.0}
+    gan |= {"r1": 1.0, "r1_every": 3}
     chosen = ({"name": "vae"}, {"name": name}) if name in OBJECTIVES else (gan, None)
     with torch.device("meta"):
         model = build_model((1, 64, 64), *chosen, 1000)
