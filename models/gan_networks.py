@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from models.fast import Conv2d, ConvTranspose2d
+from models.fast import Conv2d, ConvTranspose2d, Flatten
 
 INIT_STD = 0.02  # of all weights of "seed", "sn" and "small", as in the code of both papers
 
@@ -132,7 +132,7 @@ def _sn_trunk(channels: int, norm: Callable[[nn.Module], nn.Module]) -> nn.Seque
         _sn_row(norm(nn.Conv2d(32, 32, 4, 2, 1))),  # 16
         _sn_row(norm(nn.Conv2d(32, 64, 4, 2, 1))),  # 8
         _sn_row(norm(nn.Conv2d(64, 64, 4, 2, 1))),  # 4
-        nn.Flatten(),
+        Flatten(),
         _sn_row(norm(nn.Linear(64 * 4 * 4, 128))),
     )
 
@@ -199,9 +199,9 @@ def broadcast_generator(inputs: int, channels: int) -> nn.Sequential:
         return nn.Sequential(layer, norm, nn.LeakyReLU(0.2, inplace=True))
 
     return nn.Sequential(
-        nn.Sequential(SpatialBroadcast(inputs, 128, 16), nn.LeakyReLU(0.2, inplace=True)),  # 16
-        row(nn.Conv2d(128, 64, 1)),
-        row(nn.Conv2d(64, 64, 1)),
+        nn.Sequential(SpatialBroadcast(inputs, 128, 16), nn.LeakyReLU(0.2)),  # 16
+        row(Conv2d(128, 64, 1)),
+        row(Conv2d(64, 64, 1)),
         row(ConvTranspose2d(64, 32, 4, 2, 1)),  # 32
         nn.Sequential(ConvTranspose2d(32, channels, 4, 2, 1), nn.Sigmoid()),  # 64
     )
