@@ -145,10 +145,10 @@ class Conv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:  # (B, Cin, H, W) -> (B, Cout, H', W')
-        if self.kernel_size == (1, 1) and x.device.type != "cuda":
-            return F.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(
-                0, 3, 1, 2
-            )
+        geometry = self.kernel_size, self.stride, self.padding, self.groups
+        if geometry == ((1, 1), (1, 1), (0, 0), 1) and x.device.type != "cuda":
+            y = F.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias)
+            return y.permute(0, 3, 1, 2)
         few = _is_few(self.weight, self.stride, self.padding)
         if x.device.type == "cuda" or not few or x.shape[2] % 2 or x.shape[3] % 2:
             return super().forward(x)

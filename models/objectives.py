@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from models.checks import AtLeastOne, NonNegativeFloat, PositiveFloat
 from models.fast import bernoulli_nll
-from models.schedules import log_linear
+from models.schedules import linear, log_linear
 from models.vae import VAE, gaussian_kl
 
 
@@ -86,7 +86,7 @@ def capacity_vae(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """recon + gamma |KL - C|, C from 0 to c_max nats over c_steps: Burgess et al. 2018, eq. 8."""
     terms, _ = elbo_terms(vae, x)
-    capacity = c_max * min(step / c_steps, 1.0)
+    capacity = linear(0.0, c_max, step, c_steps)
     loss = terms["recon"] + gamma * (terms["kl"] - capacity).abs()
     return loss, terms | {"capacity": loss.new_tensor(capacity)}
 
@@ -94,7 +94,7 @@ def capacity_vae(
 class ControlledVAE(nn.Module):
     """recon + beta_t KL, beta_t moved so that the KL follows a target: no beta, gamma to choose.
 
-    The target C rises linearly from 0 to c_max nats over c_steps. ControlVAE (Shao et al. 2020)
+    The target C rises linearly from 0 to c_max nats over c_steps. The idea of ControlVAE (below)
     with the integral taken in log beta: log beta += k_i (KL - C) at every step, within [beta_min,
     beta_start] and from beta_start, so that a weight of 100 and one of 1 are corrected at the same
     relative pace and the start is tight. k_i: per nat and step.
@@ -124,12 +124,53 @@ class ControlledVAE(nn.Module):
 
     def forward(self, vae: VAE, x: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss at the present weight; the weight of the next step follows from its KL."""
-        terms, _ = elbo_terms(vae, x)
-        capacity, beta = self.c_max * min(step / self.c_steps, 1.0), self.log_beta.exp()
-        loss = terms["recon"] + beta * terms["kl"]
-        error = _over_processes(terms["kl"].detach()) - capacity
+        beta, capacity = self.log_beta.exp(), linear(0.0, self.c_max, step, self.c_steps)
+        loss, terms, error = _towards(vae, x, beta, capacity)
         self.log_beta.add_(self.k_i * error).clamp_(*self.log_range)
-        return loss, terms | {"beta": beta, "capacity": loss.new_tensor(capacity)}
+        return loss, terms
+
+
+class ControlVAE(nn.Module):
+    """recon + beta_t KL, beta_t from a proportional-integral controller: Shao et al. 2020, alg. 1.
+
+    With e = C - KL: beta_t = beta_min + k_p / (1 + exp(e)) + I_t, at least beta_min, where I_t =
+    I_{t-1} - k_i e unless the weight before was below beta_min (no wind-up). C rises linearly from
+    0 to c_max nats over c_steps; the paper's rises by .15 nats every 5,000 steps from .5 on. Its
+    weight starts at about beta_min and has no upper end. Defaults of k_p, k_i and beta_min: the
+    paper's for disentangling.
+    """
+
+    def __init__(
+        self,
+        *,
+        c_max: PositiveFloat = 18.0,
+        c_steps: AtLeastOne = 10_000,
+        k_p: NonNegativeFloat = 0.01,
+        k_i: PositiveFloat = 0.001,
+        beta_min: NonNegativeFloat = 1.0,
+    ):
+        super().__init__()
+        self.c_max, self.c_steps = c_max, c_steps
+        self.k_p, self.k_i, self.beta_min = k_p, k_i, beta_min
+        self.register_buffer("integral", torch.zeros(()))
+        self.register_buffer("beta", torch.tensor(float(beta_min)))
+
+    def forward(self, vae: VAE, x: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss at the present weight; the weight of the next step follows from its KL."""
+        capacity = linear(0.0, self.c_max, step, self.c_steps)
+        loss, terms, error = _towards(vae, x, self.beta.clamp(min=self.beta_min), capacity)
+        self.integral.add_(self.k_i * error * (self.beta >= self.beta_min))
+        self.beta.copy_(self.beta_min + self.k_p * error.sigmoid() + self.integral)
+        return loss, terms
+
+
+def _towards(
+    vae: VAE, x: Tensor, beta: Tensor, capacity: float
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """The loss at a controller's weight, the terms, and KL - C over all processes."""
+    loss, terms = beta_vae(vae, x, 0, beta=beta)
+    error = _over_processes(terms["kl"].detach()) - capacity
+    return loss, terms | {"beta": beta, "capacity": loss.new_tensor(capacity)}, error
 
 
 def _over_processes(value: Tensor) -> Tensor:
@@ -301,6 +342,7 @@ OBJECTIVES = {
     "annealed_beta_vae": annealed_beta_vae,
     "capacity_vae": capacity_vae,
     "controlled_vae": ControlledVAE,
+    "control_vae": ControlVAE,
     "factor_vae": FactorVAE,
     "beta_tcvae": beta_tcvae,
     "dip_vae_i": dip_vae_i,

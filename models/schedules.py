@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from torch.optim import Optimizer
 
 
+def linear(start: float, end: float, step: int, steps: int) -> float:
+    """From start to end, evenly, over steps; then end."""
+    return start + (end - start) * min(step / steps, 1.0)
+
+
 def log_linear(start: float, end: float, step: int, steps: int) -> float:
     """From start to end (both > 0), evenly in the logarithm, over steps; then end."""
     progress = min(step / steps, 1.0)

@@ -42,6 +42,7 @@ PLAIN = {
     "beta_vae": {"beta": 1.0},
     "annealed_beta_vae": {"beta_start": 1.0, "beta": 1.0},
     "controlled_vae": {"beta_start": 1.0, "beta_min": 1.0},
+    "control_vae": {"beta_min": 1.0},  # at its first step
     "factor_vae": {"gamma": 0.0},
     "beta_tcvae": {"beta": 1.0},
     "dip_vae_i": {"lambda_od": 0.0, "lambda_d": 0.0},
@@ -268,3 +269,30 @@ def test_the_controller_stays_within_its_range_and_is_saved():
 def test_a_controller_s_empty_range_is_refused():
     with pytest.raises(ValueError, match=r"beta_min: 5.0 .* beta_start, 2.0"):
         make("controlled_vae", beta_min=5.0, beta_start=2.0)
+
+
+def test_control_vae_is_the_paper_s_algorithm():
+    """Step by step against algorithm 1 written out in plain numbers, through the wind-up too."""
+    settings = {"c_max": 100.0, "c_steps": 4, "k_p": 0.5, "k_i": 0.002, "beta_min": 1.0}
+    model = make("control_vae", **settings)
+    integral, weight = 0.0, 1.0
+    with torch.no_grad():
+        model.encoder.head.bias[10:] = -3.0  # a KL of 10 nats and more
+    for step in (0, 1, 2, 3, 4, 4, 0, 0, 0, 0, 0, 0, 0, 0):  # KL above C, far below, above again
+        loss, terms = model.objective(model, images(), step)
+        assert terms["beta"].item() == pytest.approx(max(weight, 1.0), rel=1e-5)
+        torch.testing.assert_close(loss, terms["recon"] + max(weight, 1.0) * terms["kl"])
+        error = 25.0 * step - terms["kl"].item()
+        if weight >= 1.0:
+            integral -= 0.002 * error
+        weight = 1.0 + 0.5 / (1 + math.exp(error)) + integral
+    assert weight != pytest.approx(1.0)
+    assert {"objective.integral", "objective.beta"} <= set(model.state_dict())
+
+
+def test_a_weight_at_its_floor_does_not_wind_up():
+    model = make("control_vae", c_max=1e3, c_steps=1, k_i=0.01)
+    for _ in range(50):
+        model.objective(model, images(), 1)  # KL far below C
+    assert -10.1 < model.objective.integral.item() < -9.0  # one step's worth
+    assert model.objective.beta.item() < 1.0
