@@ -1,12 +1,19 @@
-"""Copy what a finished run shows into res/: python publish.py --run runs/twoD/seed0 --name vae4"""
+"""Copy what a finished run shows into res/: python publish.py --run runs/twoD/seed0 --name vae4
+
+Or the weights, logs and facts of all finished runs of a study into res/<study>/runs, where sweep.py
+and report.py find them: python publish.py --study config/studies/twoD.yaml
+"""
 
 import argparse
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from config.study import load_study, member_folder, members
 from training import load_checkpoint, save_checkpoint
 
 LARGE = 8e6  # bytes of weights from which a published checkpoint holds them in half precision
@@ -29,14 +36,24 @@ RECORDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="the folder of a finished run")
-    parser.add_argument("--name", required=True, help="what the published files are called")
-    parser.add_argument("--out", type=Path, default=Path("res/2dshapes"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=Path, help="the folder of a finished run")
+    what.add_argument("--study", type=Path, help="a YAML file such as config/studies/twoD.yaml")
+    parser.add_argument("--name", help="what the published files of --run are called")
+    parser.add_argument("--out", type=Path, default=Path("res/2dshapes"), help="of --run")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     parser.add_argument("--no-pictures", action="store_true", help="weights, log and facts only")
     options = parser.parse_args(arguments)
     try:
-        publish(options.run, options.name, options.out, pictures=not options.no_pictures)
+        if options.study:
+            publish_study(options.study, options.runs)
+        elif options.name:
+            publish(options.run, options.name, options.out, pictures=not options.no_pictures)
+        else:
+            raise ValueError("--name: a name is needed for the published files of --run")
     except (ValueError, OSError) as error:
         print(f"publish.py: {error}", file=sys.stderr)
         return 2
@@ -50,26 +67,55 @@ def publish(run: Path, name: str, out: Path, pictures: bool = True) -> None:
     Raises ValueError for an unfinished run.
     """
     state = load_checkpoint(run)
-    steps = state["config"]["train"]["steps"]
     files = RECORDS | (PICTURES if pictures else {})
-    missing = [file for file in files if not (run / file).exists()]
-    if state["step"] < steps or missing:
-        lacks = f"it lacks {', '.join(missing)}" if missing else f"step {state['step']} of {steps}"
+    if lacks := lacking(state, run, files):
         raise ValueError(f"{run} is not finished: {lacks}")
     out.mkdir(parents=True, exist_ok=True)
     for source, target in files.items():
         shutil.copyfile(run / source, out / target.format(name=name))
-    kept = ("config", "image_shape", "model", "step")
-    published = {key: state[key] for key in kept}
-    published["model"] = _smaller(published["model"])
-    save_checkpoint(out / f"{name}.pt", published)
+    large = sum(tensor.nbytes for tensor in state["model"].values()) > LARGE
+    save_checkpoint(out / f"{name}.pt", slim(state, half=large))
     print(f"published {run} as {out / name}")
 
 
-def _smaller(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Large weights in half precision; biases and the statistics of batch norm stay as they are."""
-    if sum(tensor.nbytes for tensor in weights.values()) <= LARGE:
-        return weights
+def publish_study(path: Path, runs: Path) -> None:
+    """Copy each finished run of a study that is not there yet, its weights in half precision.
+
+    For sweep.py it is then complete, and report.py scores it where runs/ is empty.
+    """
+    study = load_study(path)
+    for member in members(study):
+        run, target = member_folder(member, runs), member_folder(member, study.published)
+        if (target / "checkpoint.pt").exists() or not (run / "checkpoint.pt").exists():
+            continue
+        state = load_checkpoint(run)
+        if lacks := lacking(state, run, RECORDS):
+            print(f"{run} is not finished, left out: {lacks}")
+            continue
+        target.mkdir(parents=True, exist_ok=True)
+        for source in RECORDS:
+            shutil.copyfile(run / source, target / source)
+        save_checkpoint(target / "checkpoint.pt", slim(state, half=True))
+        print(f"published {run} as {target}")
+
+
+def lacking(state: dict[str, Any], run: Path, files: Iterable[str]) -> str:
+    """What a run lacks to be published, "" if nothing."""
+    missing = [file for file in files if not (run / file).exists()]
+    if missing:
+        return f"it lacks {', '.join(missing)}"
+    steps = state["config"]["train"]["steps"]
+    return "" if state["step"] >= steps else f"step {state['step']} of {steps}"
+
+
+def slim(state: dict[str, Any], half: bool) -> dict[str, Any]:
+    """A checkpoint without what only training needs."""
+    kept = {key: state[key] for key in ("config", "image_shape", "model", "step")}
+    return kept | {"model": _halved(state["model"]) if half else state["model"]}
+
+
+def _halved(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights in half precision; biases and the statistics of batch norm stay as they are."""
     return {k: w.half() if w.is_floating_point() and w.ndim > 1 else w for k, w in weights.items()}
 
 

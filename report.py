@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 import config
-from config.study import load_study, members
+from config.study import Study, load_study, member_folder, members
 from evaluate import (
     DEFAULT_CONFIG,
     DEFAULT_METRICS,
@@ -115,9 +115,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def started(runs: Path, study: Any) -> list[Path]:
-    """Folders of the members of a study that have begun; a line for each other one."""
-    folders = [runs / member.name / f"seed{member.seed}" for member in members(study)]
+def started(runs: Path, study: Study) -> list[Path]:
+    """Folders of the members of a study that have begun or are published; a line for each other."""
+    folders = [member_folder(member, runs, study.published) for member in members(study)]
     for folder in folders:
         if not folder.exists():
             print(f"{folder}: not started, left out")

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 import config
 import train
-from config.study import Member, Study, load_study, members, study_of
+from config.study import Member, Study, load_study, member_folder, members, study_of
 from data import load_dataset
 from models.fast import keep_freed_memory
 from training import Batches, Interrupt, choose_device, hardware, refuse_another, speeds
@@ -154,7 +154,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def sweep(study: Study, options: argparse.Namespace) -> int:
     """Train what is not complete; the exit code. Raises ValueError before anything has started."""
-    runs = [find(member, options.runs) for member in members(study)]
+    published = study.published if options.study else None
+    runs = [find(member, options.runs, published) for member in members(study)]
     todo = [run for run in runs if not run.complete]
     workers = share(study, todo, options)
     if options.dry_run:
@@ -190,13 +191,16 @@ def sweep(study: Study, options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def find(member: Member, runs: Path) -> Run:
-    """The run of a member and its state. Raises ValueError where train.py would refuse it."""
+def find(member: Member, runs: Path, published: Path | None = None) -> Run:
+    """The run of a member and its state; published: as for member_folder.
+
+    Raises ValueError where train.py would refuse it.
+    """
     try:
         values = train.resolve(member.config, list(member.overrides))
     except config.ConfigError as error:
         raise config.ConfigError(f"{member.name}: {error}") from error
-    path = train.run_path(values, runs)
+    path = member_folder(member, runs, published)
     refuse_another(path, config.to_yaml(values), train.as_resolved)
     state = train.saved_state(path)
     complete = train.is_complete(state, path, values["train"]["steps"])

@@ -104,8 +104,13 @@ def saved_state(path: Path) -> dict[str, Any] | None:
 
 
 def is_complete(state: dict[str, Any] | None, path: Path, steps: int) -> bool:
-    """Whether the run in `path`, saved as `state`, needs neither training nor pictures."""
-    return state is not None and state["step"] >= steps and (path / LAST_PICTURE).exists()
+    """Whether the run in `path`, saved as `state`, needs neither training nor pictures.
+
+    Published weights, which have no optimisers, have been through both.
+    """
+    if state is None or state["step"] < steps:
+        return False
+    return "optimizers" not in state or (path / LAST_PICTURE).exists()
 
 
 def as_resolved(text: str) -> str:

@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import re
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, Field
@@ -88,6 +89,11 @@ class Study(Strict):
     jobs: int | None = Field(None, ge=1, description="runs at a time")
     threads: int | None = Field(None, ge=1, description="threads a run")
 
+    @property
+    def published(self) -> Path:
+        """Where publish.py keeps its finished runs."""
+        return Path("res") / self.name / "runs"
+
 
 def load_study(path: str | os.PathLike) -> Study:
     """The study in a YAML file. Raises ConfigError: the key, the value, what is allowed."""
@@ -123,9 +129,10 @@ def study_of(path: str, overrides: list[str]) -> Study:
 
 
 def members(study: Study) -> list[Member]:
-    """Every run: configurations in the file's order, each with every seed.
+    """Every run: for each seed all configurations in the file's order.
 
-    Raises ConfigError where two configurations would share a folder.
+    So a study that is stopped half way has compared them all. Raises ConfigError where two
+    configurations would share a folder.
     """
     if len(set(study.seeds)) < len(study.seeds):
         raise ConfigError(f"seeds: {study.seeds} is not allowed; allowed: each seed once")
@@ -141,9 +148,19 @@ def members(study: Study) -> list[Member]:
             found[name] = number, entry.config, overrides
     return [
         Member(config, (*overrides, f"name={name}", f"seed={seed}"), name, seed)
-        for name, (_, config, overrides) in found.items()
         for seed in study.seeds
+        for name, (_, config, overrides) in found.items()
     ]
+
+
+def member_folder(member: Member, runs: Path, published: Path | None = None) -> Path:
+    """Where a member is: in runs or, if nothing of it is there, where its weights were published.
+
+    published: a folder such as Study.published; None: runs count only.
+    """
+    folders = [root / member.name / f"seed{member.seed}" for root in (runs, published) if root]
+    there = [folder for folder in folders if (folder / "checkpoint.pt").exists()]
+    return (there or folders)[0]
 
 
 def _configurations(study: Study, entry: Entry, where: str) -> list[tuple[str, tuple[str, ...]]]:

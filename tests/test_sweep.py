@@ -9,13 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import config
+import publish
+import report
 import sweep
 import train
-from config.study import load_study, members, study_of
-from training import RunFolder, load_checkpoint
+from config.study import Study, load_study, members, study_of
+from training import RunFolder, load_checkpoint, save_checkpoint
 
 STUDIES = sorted(Path("config/studies").glob("*.yaml"))
 
@@ -63,8 +66,8 @@ def test_a_grid_is_every_combination_and_names_what_varies():
     )
     found = members(study)
     names = ["beta1-lr0.0001", "beta1-lr2e-05", "beta4-lr0.0001", "beta4-lr2e-05"]
-    assert [member.name for member in found[::2]] == [f"twoD-{name}" for name in names]
-    assert [member.seed for member in found] == [0, 1] * 4
+    assert [member.name for member in found] == [f"twoD-{name}" for name in names] * 2
+    assert [member.seed for member in found] == [0] * 4 + [1] * 4
     values = train.resolve(found[-1].config, list(found[-1].overrides))
     assert (values["objective"]["beta"], values["model"]["lr"]) == (4.0, 2e-5)
     assert (values["train"]["steps"], values["name"], values["seed"]) == (9, found[-1].name, 1)
@@ -271,3 +274,39 @@ def test_a_stopped_sweep_saves_leaves_no_process_and_goes_on(study, tmp_path, nu
         starts = json.loads((folder / "run.json").read_text())["starts"]
         assert [start["from_step"] for start in starts] == [0, rows]
         assert load_checkpoint(folder)["step"] == 300
+
+
+def test_a_published_run_is_complete_and_reported_where_runs_is_empty(
+    study, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Study, "published", tmp_path / "res/small/runs")
+    one = {"config": "config/twoD_vae.yaml", "name": "one"}
+    path, runs = study(one, one | {"name": "two"}, seeds=[3, 5]), tmp_path / "runs"
+    one3, two3, one5, two5 = members(load_study(path))  # every configuration, then the next seed
+    for member in (one3, two3):
+        run = sweep.find(member, runs)
+        assert train.main(sweep.train_arguments(run)) == 0
+    state = load_checkpoint(runs / "two/seed3")
+    save_checkpoint(runs / "two/seed3/checkpoint.pt", state | {"step": 3})
+    assert publish.main(["--study", path, "--runs", str(runs)]) == 0
+    printed = capsys.readouterr().out
+    assert "two/seed3 is not finished, left out: step 3 of 4" in printed
+
+    kept, away = tmp_path / "res/small/runs/one/seed3", tmp_path / "elsewhere"
+    names = {"checkpoint.pt", "config.yaml", "log.csv", "run.json"}
+    assert {file.name for file in kept.iterdir()} == names
+    weights = load_checkpoint(kept)["model"]
+    for name, weight in load_checkpoint(runs / "one/seed3")["model"].items():
+        torch.testing.assert_close(weights[name].float(), weight, rtol=1e-3, atol=1e-4)
+    found = {m: sweep.find(m, away, load_study(path).published) for m in (one3, two3, one5, two5)}
+    assert [run.complete for run in found.values()] == [True, False, False, False]
+    assert found[one3].path == kept
+    assert sweep.find(one3, runs, load_study(path).published).path == runs / "one/seed3"
+    assert not sweep.find(one3, away).complete  # of a sweep without a study
+    assert report.started(away, load_study(path)) == [kept]
+    assert train.main([*sweep.train_arguments(found[one3])]) == 0  # and for train.py
+    assert "This run is complete" in capsys.readouterr().out
+
+    stamp = (kept / "checkpoint.pt").stat().st_mtime_ns
+    assert publish.main(["--study", path, "--runs", str(runs)]) == 0  # once is enough
+    assert (kept / "checkpoint.pt").stat().st_mtime_ns == stamp
