@@ -5,6 +5,7 @@ each player. Nothing here is used by the project.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -76,16 +77,19 @@ def plain_vae(vae: VAE) -> Callable[[Tensor], None]:
 def plain_infogan(gan: InfoGAN) -> Callable[[Tensor], None]:
     """A training step on x (B, C, H, W): D (and what it shares with Q), then G as often as it says.
 
-    The codes are continuous and Q's variance is fixed, as in the published configurations.
+    The codes are continuous and Q's variance is fixed, as in the published configurations; R1 is
+    taken as often as ours.
     """
     plain_layers(gan)
     g, d = gan.generator, gan.discriminator
     optimizer_g = torch.optim.Adam([*g.parameters(), *d.q_head.parameters()], lr=1e-3)
     optimizer_d = torch.optim.Adam([*d.trunk.parameters(), *d.d_head.parameters()], lr=2e-4)
     bce = F.binary_cross_entropy_with_logits
+    steps = itertools.count()
 
     def step(x: Tensor) -> None:
-        real = gan.low + (1 - gan.low) * x
+        penalise = gan.r1 > 0 and next(steps) % gan.r1_every == 0
+        real = (gan.low + (1 - gan.low) * x).requires_grad_(penalise)
         z = torch.cat([gan.sample(len(x)), gan.sample_noise(len(x))], 1)
         codes = z[:, : gan.continuous]
         fake = g(z)
@@ -94,6 +98,9 @@ def plain_infogan(gan: InfoGAN) -> Callable[[Tensor], None]:
         fake_logits, q = d(noisy(fake.detach()))
         loss = bce(real_logits, torch.ones_like(real_logits))
         loss = loss + bce(fake_logits, torch.zeros_like(fake_logits))
+        if penalise:
+            (slope,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
+            loss = loss + 0.5 * gan.r1 * gan.r1_every * slope.square().sum((1, 2, 3)).mean()
         (loss + gan.info_weight * 0.5 * (q - codes).square().sum(1).mean()).backward()
         optimizer_d.step()
         for repeat in range(gan.g_steps):

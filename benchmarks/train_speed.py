@@ -37,6 +37,7 @@ from models.objectives import OBJECTIVES
 from training import Batches, Log, choose_precision, hardware, provenance, train
 
 CPU = torch.device("cpu")
+COUNTED = 4  # steps: a multiple of r1_every
 ENCODED = 50_000  # images; no more are unpacked for the plain loop's data set
 WITHOUT_BF16 = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}  # bf16 units off; AVX2 machines are below it
 
@@ -57,6 +58,7 @@ CASES = {
     "vae_128_without_bf16": Case("twoD", 128, 20, WITHOUT_BF16),
     "infogan": Case("twoD_infogan", 64, 10),
     "infogan_sn": Case("twoD_infogan_sn", 64, 20),
+    "infogan_broadcast": Case("twoD_infogan_broadcast", 32, 40),
     "encode": Case("twoD", 128, 0, encode=True),
 }
 
@@ -195,11 +197,12 @@ def time_encoding(
 
 
 def count_flops(model: torch.nn.Module, data: ImageData, case: Case) -> float:
-    """Floating-point operations of one training step, an image."""
+    """Floating-point operations of training, an image: the mean over COUNTED steps."""
     x = data.batch(torch.arange(case.batch_size), model.dtype)
     with FlopCounterMode(display=False) as counter:
-        model.train_step(x, 0)
-    return counter.get_total_flops() / case.batch_size
+        for step in range(COUNTED):
+            model.train_step(x, step)
+    return counter.get_total_flops() / (COUNTED * case.batch_size)
 
 
 def matmul_peak(dtype: torch.dtype, n: int = 2048, repeats: int = 10) -> float:

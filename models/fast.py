@@ -138,33 +138,13 @@ def _as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d with the kernels above for images of few channels; a 1x1 one is a product.
-
-    The library's gradient of a 1x1 convolution comes with channels first, and the activation
-    before it, whose own values have them last, then takes thirty times as long.
-    """
+    """nn.Conv2d with the kernels above, for a layer that takes images of few channels."""
 
     def forward(self, x: Tensor) -> Tensor:  # (B, Cin, H, W) -> (B, Cout, H', W')
-        geometry = self.kernel_size, self.stride, self.padding, self.groups
-        if geometry == ((1, 1), (1, 1), (0, 0), 1) and x.device.type != "cuda":
-            y = F.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias)
-            return y.permute(0, 3, 1, 2)
         few = _is_few(self.weight, self.stride, self.padding)
         if x.device.type == "cuda" or not few or x.shape[2] % 2 or x.shape[3] % 2:
             return super().forward(x)
         return _FewChannelConv.apply(*_as_autocast(x, self.weight, self.bias), self.padding[0])
-
-
-class Flatten(nn.Flatten):
-    """nn.Flatten whose gradient has the memory layout of what it flattened.
-
-    Why: as above, the gradient of an activation takes thirty times as long in another layout.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, CHW)
-        if x.requires_grad and x.is_contiguous(memory_format=torch.channels_last):
-            x.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
-        return super().forward(x)
 
 
 class _BernoulliNLL(torch.autograd.Function):

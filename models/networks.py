@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from models.fast import Conv2d, ConvTranspose2d, Flatten
+from models.fast import Conv2d, ConvTranspose2d
 
 
 class Encoder(nn.Module):
@@ -24,7 +24,7 @@ class Encoder(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv2d(32, 64, 4, 2, 1),
             nn.ReLU(inplace=True),
-            Flatten(),
+            nn.Flatten(),
             nn.Linear(64 * 4 * 4, 256),
             nn.ReLU(inplace=True),
         )

@@ -118,6 +118,18 @@ def test_activations_stay_channels_last(step):
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in maps)
 
 
+@pytest.mark.parametrize("name", ["vae", "sn", "broadcast"])
+def test_large_gradients_of_activations_stay_channels_last(name):
+    """In another memory format than its values an activation's gradient takes far longer."""
+    _, _, recorder = record(name)
+    operators = (aten.threshold_backward, aten.leaky_relu_backward)
+    pairs = [args[:2] for operator in operators for args in recorder.of(operator)]
+    large = [pair for pair in pairs if pair[0].dim() == 4 and pair[0].shape[2] > 4]
+    assert large
+    for pair in large:
+        assert all(x.is_contiguous(memory_format=torch.channels_last) for x in pair)
+
+
 @pytest.mark.parametrize("name", [*OBJECTIVES, *GAN_NETWORKS])
 def test_a_step_stays_on_its_device_and_reads_nothing_back(name, monkeypatch):
     """The device "meta" stands for a GPU: tensors of the CPU and reads of a value are errors."""
