@@ -1,7 +1,8 @@
 # Every target makes the environment that it needs first; nothing outside this folder is touched.
 PYTHON ?= python3
 SEEDS = 0 1 2
-MODELS = twoD_infogan=infogan twoD_infogan_sn=infogan_sn twoD_vae=vae1 twoD=vae4
+MODELS = twoD_infogan=infogan twoD_infogan_sn=infogan_sn \
+  twoD_infogan_broadcast=infogan_broadcast twoD_vae=vae1 twoD=vae4
 RUN = .venv/bin/python
 
 .PHONY: train test lint results figure6 study bench
@@ -30,11 +31,11 @@ results: .venv/ready          ## what res/2dshapes holds: train all seeds, publi
 	  cp runs/evaluated/$$name/codes.png res/2dshapes/$$name.png && \
 	  cp runs/evaluated/$$name/matrix_mig.png res/2dshapes/$${name}_matrix.png || exit; \
 	done
-	rm -f res/2dshapes/metrics_infogan.json  # of earlier runs
+	rm -f res/2dshapes/metrics_*.json  # of earlier runs
 	$(MAKE) figure6
 
 figure6: .venv/ready          ## the paper's Figure 6: baselines beside the models of metrics.json
-	$(RUN) figure6.py --scores $(wildcard res/2dshapes/metrics_infogan.json) res/2dshapes/metrics.json
+	$(RUN) figure6.py --scores $(wildcard res/2dshapes/metrics_*.json) res/2dshapes/metrics.json
 
 study: .venv/ready            ## every objective, five seeds: days on two cores; again: goes on
 	$(RUN) sweep.py --study config/studies/twoD.yaml

@@ -49,6 +49,7 @@ seed of the metrics.*"""
 ROWS = {
     "twoD_infogan": ("InfoGAN", "InfoGAN"),
     "twoD_infogan_sn": ("InfoGAN, spectral norm", "InfoGAN"),
+    "twoD_infogan_broadcast": ("InfoGAN, broadcast", "InfoGAN"),
     "twoD_vae": ("VAE", "VAE"),
     "twoD": ("beta-VAE", "beta-VAE"),
 }
