@@ -2,7 +2,7 @@
 PYTHON ?= python3
 SEEDS = 0 1 2
 MODELS = twoD_infogan=infogan twoD_infogan_sn=infogan_sn \
-  twoD_infogan_broadcast=infogan_broadcast twoD_vae=vae1 twoD=vae4
+  twoD_infogan_broadcast=infogan_broadcast twoD_infogan_cr=infogan_cr twoD_vae=vae1 twoD=vae4
 RUN = .venv/bin/python
 
 .PHONY: train test lint results figure6 study bench

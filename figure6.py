@@ -50,6 +50,7 @@ ROWS = {
     "twoD_infogan": ("InfoGAN", "InfoGAN"),
     "twoD_infogan_sn": ("InfoGAN, spectral norm", "InfoGAN"),
     "twoD_infogan_broadcast": ("InfoGAN, broadcast", "InfoGAN"),
+    "twoD_infogan_cr": ("InfoGAN-CR", "InfoGAN"),
     "twoD_vae": ("VAE", "VAE"),
     "twoD": ("beta-VAE", "beta-VAE"),
 }
