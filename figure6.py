@@ -80,7 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
                 summary[name] = scores | summary.get(name, {})
         options.out.mkdir(parents=True, exist_ok=True)
         rows = score_representations(load_dataset, options.out / "figure6_untrained.json")
-        rows |= {ROWS.get(name, (name, ""))[0]: scores for name, scores in summary.items()}
+        names = [*(name for name in ROWS if name in summary), *sorted(summary.keys() - ROWS.keys())]
+        rows |= {ROWS.get(name, (name, ""))[0]: summary[name] for name in names}
         write_json(options.out / "figure6.json", rows)
         text = tables(rows)
         write_atomically(options.out / "figure6.md", lambda file: file.write_text(text))
