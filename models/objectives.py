@@ -134,10 +134,10 @@ class ControlVAE(nn.Module):
     """recon + beta_t KL, beta_t from a proportional-integral controller: Shao et al. 2020, alg. 1.
 
     With e = C - KL: beta_t = beta_min + k_p / (1 + exp(e)) + I_t, at least beta_min, where I_t =
-    I_{t-1} - k_i e unless the weight before was below beta_min (no wind-up). C rises linearly from
-    0 to c_max nats over c_steps; the paper's rises by .15 nats every 5,000 steps from .5 on. Its
-    weight starts at about beta_min and has no upper end. Defaults of k_p, k_i and beta_min: the
-    paper's for disentangling.
+    I_{t-1} - k_i e unless the weight before was below beta_min (no wind-up). The weight starts at
+    beta_min and has no upper end. C rises linearly from 0 to c_max nats over c_steps. From memory:
+    the paper's C rises by .15 nats every 5,000 steps from .5 on, and k_p, k_i and beta_min here are
+    its values for disentangling.
     """
 
     def __init__(
