@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+import config
+import train
 from config.study import load_study, member_folder, members
 from training import load_checkpoint, save_checkpoint
 
@@ -89,6 +91,10 @@ def publish_study(path: Path, runs: Path) -> None:
         if (target / "checkpoint.pt").exists() or not (run / "checkpoint.pt").exists():
             continue
         state = load_checkpoint(run)
+        values = train.resolve(member.config, list(member.overrides))
+        if config.validate(train.SCHEMA, state["config"]) != values:
+            print(f"{run} has not the configuration of the study, left out")
+            continue
         if lacks := lacking(state, run, RECORDS):
             print(f"{run} is not finished, left out: {lacks}")
             continue

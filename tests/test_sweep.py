@@ -288,9 +288,12 @@ def test_a_published_run_is_complete_and_reported_where_runs_is_empty(
         assert train.main(sweep.train_arguments(run)) == 0
     state = load_checkpoint(runs / "two/seed3")
     save_checkpoint(runs / "two/seed3/checkpoint.pt", state | {"step": 3})
+    shorter = sweep.find(two5, runs)  # of the study's name and seed, yet another run
+    assert train.main([*sweep.train_arguments(shorter), "train.steps=2"]) == 0
     assert publish.main(["--study", path, "--runs", str(runs)]) == 0
     printed = capsys.readouterr().out
     assert "two/seed3 is not finished, left out: step 3 of 4" in printed
+    assert "two/seed5 has not the configuration of the study, left out" in printed
 
     kept, away = tmp_path / "res/small/runs/one/seed3", tmp_path / "elsewhere"
     names = {"checkpoint.pt", "config.yaml", "log.csv", "run.json"}
