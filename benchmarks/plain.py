@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data import ImageData
 from models import InfoGAN
-from models.fast import Conv2d, ConvTranspose2d
+from models.fast import Conv2d, ConvTranspose2d, Sequential
 from models.vae import VAE, gaussian_kl
 
 WORKERS = 2
@@ -49,11 +49,11 @@ def plain_batches(data: ImageData, batch_size: int) -> Iterator[Tensor]:
 
 
 def plain_layers(model: nn.Module) -> nn.Module:
-    """The same networks with torch's own convolutions, spectrally normalised ones too."""
+    """The same networks with torch's own layers, spectrally normalised ones too."""
     for module in model.modules():
-        for ours, plain in ((ConvTranspose2d, nn.ConvTranspose2d), (Conv2d, nn.Conv2d)):
+        for ours in (Conv2d, ConvTranspose2d, Sequential):
             if isinstance(module, ours):
-                module.forward = functools.partial(plain.forward, module)
+                module.forward = functools.partial(ours.__base__.forward, module)
     return model
 
 

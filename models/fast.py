@@ -5,6 +5,7 @@ Each is held against the plain layer and against finite differences by tests/tes
 
 import ctypes
 import sys
+from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +13,39 @@ from torch import Tensor, nn
 
 _conv = torch.ops.aten.convolution
 _conv_backward = torch.ops.aten.convolution_backward
-FEW_CHANNELS = 4  # up to here the products below beat the library's kernels
+FEW_CHANNELS = 4  # up to here a 4x4, stride 2 convolution is better taken over 2x2 blocks
+ACTIVATIONS = nn.ReLU, nn.LeakyReLU
+AMX = torch.cpu._is_amx_tile_supported()  # matrix units: a wasteful product beats a frugal sum
+
+
+class _Conv(torch.autograd.Function):
+    """Convolution and the leaky ReLU behind it (slope 0: ReLU, slope 1: nothing).
+
+    Why: the library's convolution can apply the activation before it writes its result, which is
+    read and written once more otherwise, in bfloat16 at the price of a large convolution.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, slope: float
+    ) -> Tensor:
+        ctx.geometry, ctx.slope = ([stride] * 2, [padding] * 2, [1, 1]), slope
+        out = _activated(x, weight, bias, *ctx.geometry, False, slope)
+        ctx.save_for_backward(x, weight, None if slope == 1 else out)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight, out = ctx.saved_tensors
+        grad = _before_activation(grad, out, ctx.slope)
+        wanted = list(ctx.needs_input_grad[:3])
+        sizes = [len(weight)] if wanted[2] else None
+        grads = _conv_backward(grad, x, weight, sizes, *ctx.geometry, False, [0, 0], 1, wanted)
+        return *grads, None, None, None
 
 
 class _ConvTranspose(torch.autograd.Function):
-    """Transposed convolution whose gradients are those of the convolution it is the adjoint of.
+    """Transposed convolution and leaky ReLU; its gradients are those of the adjoint convolution.
 
     Why: the library's weight gradient of a transposed convolution takes two to four times as long
     as the same sums taken as the weight gradient of a convolution with input and output gradient
@@ -25,75 +54,117 @@ class _ConvTranspose(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
+        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, slope: float
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.geometry = [stride, stride], [padding, padding], [1, 1]
-        if _is_few(weight, *ctx.geometry[:2]) and padding == 1:
-            return _overlap_add(x, weight, bias)
-        return _conv(x, weight, bias, *ctx.geometry, True, [0, 0], 1)
+        ctx.geometry, ctx.slope = ([stride] * 2, [padding] * 2, [1, 1]), slope
+        if _is_few(weight, stride, padding) and padding == 1:
+            out = _to_few_channels(x, weight, bias)
+            out = out if slope == 1 else F.leaky_relu_(out, slope)
+        else:
+            out = _activated(x, weight, bias, *ctx.geometry, True, slope)
+        ctx.save_for_backward(x, weight, None if slope == 1 else out)
+        return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, weight = ctx.saved_tensors
+        x, weight, out = ctx.saved_tensors
+        grad, geometry = _before_activation(grad, out, ctx.slope), ctx.geometry
         grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _conv(grad, weight, None, *ctx.geometry, False, [0, 0], 1)
-        if ctx.needs_input_grad[1] and _is_few(weight, *ctx.geometry[:2]):
-            grad_weight = _patch_products(grad, x, *ctx.geometry[1])
-        elif ctx.needs_input_grad[1]:
-            _, grad_weight, _ = _conv_backward(
-                x, grad, weight, [0], *ctx.geometry, False, [0, 0], 1, [False, True, False]
-            )
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum((0, 2, 3))
-        return grad_x, grad_weight, grad_bias, None, None
-
-
-class _FewChannelConv(torch.autograd.Function):
-    """4x4, stride 2 convolution of images of few channels, whose gradients are matrix products.
-
-    Why: with one channel the library's gradients of weight and input take five to seven times as
-    long as these, and are a fifth of a float32 step of the VAE on a CPU with AVX2.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.padding = padding
-        return _conv(x, weight, bias, [2, 2], [padding] * 2, [1, 1], False, [0, 0], 1)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        x, weight = ctx.saved_tensors
-        grad_x = grad_weight = grad_bias = None
+        few = _is_few(weight, geometry[0][0], geometry[1][0])
+        if few:
+            grad, weight = _as_blocks(grad, weight, geometry[1][0])
+            geometry = [1, 1], [0, 0], [1, 1]
         if ctx.needs_input_grad[0]:
-            ring = 1 - ctx.padding  # of zeros: what the sums below would cut off
-            grad_x = _overlap_add(F.pad(grad, [ring] * 4) if ring else grad, weight, None)
-            grad_x = grad_x[..., ring : grad_x.shape[2] - ring, ring : grad_x.shape[3] - ring]
+            grad_x = _conv(grad, weight, None, *geometry, False, [0, 0], 1)
         if ctx.needs_input_grad[1]:
-            grad_weight = _patch_products(x, grad, ctx.padding, ctx.padding)
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad.sum((0, 2, 3))
-        return grad_x, grad_weight, grad_bias, None
+            swapped, wanted = (x, grad, weight, None), [False, True, False]
+            grad_weight = _conv_backward(*swapped, *geometry, False, [0, 0], 1, wanted)[1]
+            grad_weight = _unfold(grad_weight) if few else grad_weight
+        return grad_x, grad_weight, grad_bias, None, None, None
 
 
-def _is_few(weight: Tensor, stride: list[int], padding: list[int]) -> bool:
-    """Whether the products take this (many, few, k, k) weight."""
+def _activated(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    slope: float,
+) -> Tensor:
+    """A (transposed) convolution and the leaky ReLU behind it, in one operator where there is."""
+    if slope == 1 or not _has_fused(x.dtype):
+        out = _conv(x, weight, bias, stride, padding, dilation, transposed, [0, 0], 1)
+        return out if slope == 1 else F.leaky_relu_(out, slope)
+    rest = stride, dilation, 1, *(("relu", []) if slope == 0 else ("leaky_relu", [slope])), ""
+    if transposed:
+        fused = torch.ops.mkldnn._convolution_transpose_pointwise
+        return fused(x, weight, bias, padding, [0, 0], *rest)
+    return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, padding, *rest)
+
+
+def _has_fused(dtype: torch.dtype) -> bool:
+    """Whether this build and processor have convolutions with an activation inside."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    bfloat16 = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return bfloat16 or dtype == torch.float32
+
+
+def _before_activation(grad: Tensor, out: Tensor | None, slope: float) -> Tensor:
+    """The gradient in front of the leaky ReLU that gave out, from the one behind it."""
+    if slope == 1:
+        return grad
+    if slope == 0 and grad.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+        # A bfloat16 is positive where its bits are, read as an integer; the library's own operator
+        # goes through float32, which takes twice as long.
+        bits = grad.view(torch.int16), out.view(torch.int16)
+        return torch.ops.aten.threshold_backward(*bits, 0).view(torch.bfloat16)
+    return torch.ops.aten.leaky_relu_backward(grad, out, slope, True)
+
+
+def _is_few(weight: Tensor, stride: int, padding: int) -> bool:
+    """Whether this (many, few, k, k) weight is taken over blocks."""
     few = weight.shape[1] <= FEW_CHANNELS and weight.shape[2:] == (4, 4)
-    return few and tuple(stride) == (2, 2) and tuple(padding) in ((0, 0), (1, 1))
+    return few and stride == 2 and padding in (0, 1)
 
 
-def _patch_products(large: Tensor, small: Tensor, *padding: int) -> Tensor:
-    """Sum over images and positions of small (B, M, H, W) times the 4x4 patches of large
-    (B, C, 2H, 2W), every second row and column: (M, C, 4, 4)."""
-    batch, many = small.shape[:2]
-    rows, columns = padding
-    patches = F.pad(large, [columns, columns, rows, rows]).unfold(2, 4, 2).unfold(3, 4, 2)
-    patches = patches.permute(0, 1, 4, 5, 2, 3)  # (B, C, 4, 4, H, W): copied in rows of W
-    patches = patches.reshape(batch, -1, small.shape[2] * small.shape[3])
-    small = small.permute(0, 2, 3, 1).reshape(batch, -1, many)
-    return torch.bmm(patches, small).sum(0).t().reshape(many, -1, 4, 4)
+def _as_blocks(x: Tensor, weight: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+    """What a 2x2, stride 1, padding 0 convolution takes to be the 4x4, stride 2 one of x.
+
+    Why: of one channel the library's 4x4 convolution and its gradients take up to twice as long.
+    """
+    return _fold(F.pad(x, [padding] * 4)), _fold(weight)
+
+
+def _fold(x: Tensor) -> Tensor:
+    """2x2 blocks of pixels to channels: (B, C, 2H, 2W) -> (B, 4C, H, W), channels last.
+
+    torch's pixel_unshuffle, which takes three times as long.
+    """
+    batch, channels, height, width = x.shape
+    x = x.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(0, 1, 3, 5, 2, 4)
+    x = x.reshape(batch, 4 * channels, height // 2, width // 2)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _unfold(x: Tensor) -> Tensor:
+    """The inverse of _fold: (B, 4C, H, W) -> (B, C, 2H, 2W)."""
+    batch, channels, height, width = x.shape
+    x = x.reshape(batch, channels // 4, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
+    return x.reshape(batch, channels // 4, 2 * height, 2 * width)
+
+
+def _to_few_channels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """4x4, stride 2, padding 1 transposed convolution to few channels."""
+    if not (AMX and x.dtype == torch.bfloat16):
+        return _overlap_add(x, weight, bias)
+    bias = None if bias is None else bias.repeat_interleave(4)
+    blocks = _conv(x, _fold(weight), bias, [1, 1], [0, 0], [1, 1], True, [0, 0], 1)
+    return _unfold(blocks)[:, :, 1:-1, 1:-1].contiguous()
 
 
 def _overlap_add(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -119,16 +190,6 @@ def _overlap_add(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out.reshape(batch, channels, 2 * height, 2 * width)
 
 
-class ConvTranspose2d(nn.ConvTranspose2d):
-    """nn.ConvTranspose2d with the kernels above: the same parameters, names and initial values."""
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, Cin, H, W) -> (B, Cout, H', W')
-        if x.device.type == "cuda":  # cuDNN picks its own kernels
-            return super().forward(x)
-        x, weight, bias = _as_autocast(x, self.weight, self.bias)
-        return _ConvTranspose.apply(x, weight, bias, self.stride[0], self.padding[0])
-
-
 def _as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
     """What autocast would make of the arguments of a convolution."""
     if not torch.is_autocast_enabled(x.device.type):
@@ -138,13 +199,47 @@ def _as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d with the kernels above, for a layer that takes images of few channels."""
+    """nn.Conv2d with the kernels above: the same parameters, names and initial values."""
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, Cin, H, W) -> (B, Cout, H', W')
-        few = _is_few(self.weight, self.stride, self.padding)
-        if x.device.type == "cuda" or not few or x.shape[2] % 2 or x.shape[3] % 2:
+    def forward(self, x: Tensor, slope: float = 1.0) -> Tensor:
+        """(B, Cin, H, W) -> (B, Cout, H', W') and through a leaky ReLU of this slope (1: none)."""
+        stride, padding = self.stride[0], self.padding[0]
+        few = x.device.type == "cpu" and _is_few(self.weight, stride, padding)
+        few = few and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
+        if not few and slope == 1:
             return super().forward(x)
-        return _FewChannelConv.apply(*_as_autocast(x, self.weight, self.bias), self.padding[0])
+        x, weight, bias = _as_autocast(x, self.weight, self.bias)
+        if few:
+            x, weight = _as_blocks(x, weight, padding)
+            stride, padding = 1, 0
+        return _Conv.apply(x, weight, bias, stride, padding, slope)
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """nn.ConvTranspose2d with the kernels above: the same parameters, names and initial values."""
+
+    def forward(self, x: Tensor, slope: float = 1.0) -> Tensor:
+        """(B, Cin, H, W) -> (B, Cout, H', W') and through a leaky ReLU of this slope (1: none)."""
+        if x.device.type != "cpu":  # cuDNN picks its own kernels
+            return super().forward(x)
+        x, weight, bias = _as_autocast(x, self.weight, self.bias)
+        return _ConvTranspose.apply(x, weight, bias, self.stride[0], self.padding[0], slope)
+
+
+class Sequential(nn.Sequential):
+    """nn.Sequential that runs each layer above and the (leaky) ReLU behind it as one operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        layers = iter(zip_longest(self, list(self)[1:]))
+        for layer, after in layers:
+            if isinstance(layer, Conv2d | ConvTranspose2d) and isinstance(after, ACTIVATIONS):
+                x = layer(x, getattr(after, "negative_slope", 0.0))
+                next(layers)
+            else:
+                x = layer(x)
+        return x
 
 
 class _BernoulliNLL(torch.autograd.Function):
@@ -152,14 +247,14 @@ class _BernoulliNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits: Tensor, x: Tensor) -> Tensor:
-        if logits.requires_grad:
-            ctx.save_for_backward(torch.sigmoid(logits).sub_(x))
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        # log(1 + e^l) - x l = max(l, 0) - log sigmoid(|l|) - x l, stable for every l
-        log_sigmoid = torch.sigmoid(logits.abs()).log_()
-        return (logits.clamp(min=0).sub_(log_sigmoid)).sum() - torch.dot(
-            logits.reshape(-1), x.to(logits.dtype).reshape(-1)
-        )
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        wide, x = logits.to(dtype), x.to(dtype)
+        p = torch.sigmoid(wide)
+        if logits.requires_grad:  # rounded after the difference: 1 - p is small where x is 1
+            ctx.save_for_backward((p - x).to(logits.dtype))
+        # log(1 + e^l) - x l = max(l, 0) - log max(p, 1 - p) - x l, stable for every l
+        log_larger = p.sub_(0.5).abs_().add_(0.5).log_()
+        return wide.clamp(min=0).sub_(log_larger).sum() - torch.dot(wide.view(-1), x.view(-1))
 
     @staticmethod
     def backward(ctx, grad: Tensor):

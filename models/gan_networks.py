@@ -1,7 +1,7 @@
 """The networks of InfoGAN; contract: GAN_NETWORKS[name] -> GanNetwork.
 
 A generator maps (B, inputs) to images (B, C, 64, 64); a discriminator is one trunk with the heads
-of D and Q. They are plain nn.Sequential whose items are the rows of the published tables.
+of D and Q. They are (nn.)Sequential whose items are the rows of the published tables.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from models.fast import Conv2d, ConvTranspose2d
+from models.fast import Conv2d, ConvTranspose2d, Sequential
 
 INIT_STD = 0.02  # of all weights of "seed", "sn" and "small", as in the code of both papers
 
@@ -64,7 +64,7 @@ def _seed_conv(inputs: int, outputs: int, kernel: int, stride: int, padding: int
 
 def _seed_trunk(channels: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Sequential(Conv2d(channels, 64, 4, 2), nn.LeakyReLU(0.1, inplace=True)),  # 31
+        Sequential(Conv2d(channels, 64, 4, 2), nn.LeakyReLU(0.1, inplace=True)),  # 31
         _seed_conv(64, 128, 4, 2, 0),  # 14
         _seed_conv(128, 256, 4, 2, 0),  # 6
         _seed_conv(256, 256, 4, 1, 0),  # 3
@@ -101,7 +101,7 @@ def sn_generator(inputs: int, channels: int) -> nn.Sequential:
 
     def upconv(inputs: int, outputs: int) -> nn.Sequential:
         layer = ConvTranspose2d(inputs, outputs, 4, 2, 1)
-        return nn.Sequential(layer, nn.LeakyReLU(0.2, inplace=True), nn.BatchNorm2d(outputs))
+        return Sequential(layer, nn.LeakyReLU(0.2, inplace=True), nn.BatchNorm2d(outputs))
 
     return nn.Sequential(
         dense(inputs, 128),
@@ -122,16 +122,16 @@ def _as_it_is(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def _sn_row(layer: nn.Module) -> nn.Sequential:
-    return nn.Sequential(layer, nn.LeakyReLU(0.2, inplace=True))
+def _sn_row(layer: nn.Module) -> Sequential:
+    return Sequential(layer, nn.LeakyReLU(0.2, inplace=True))
 
 
 def _sn_trunk(channels: int, norm: Callable[[nn.Module], nn.Module]) -> nn.Sequential:
     return nn.Sequential(
         _sn_row(norm(Conv2d(channels, 32, 4, 2, 1))),  # 32
-        _sn_row(norm(nn.Conv2d(32, 32, 4, 2, 1))),  # 16
-        _sn_row(norm(nn.Conv2d(32, 64, 4, 2, 1))),  # 8
-        _sn_row(norm(nn.Conv2d(64, 64, 4, 2, 1))),  # 4
+        _sn_row(norm(Conv2d(32, 32, 4, 2, 1))),  # 16
+        _sn_row(norm(Conv2d(32, 64, 4, 2, 1))),  # 8
+        _sn_row(norm(Conv2d(64, 64, 4, 2, 1))),  # 4
         nn.Flatten(),
         _sn_row(norm(nn.Linear(64 * 4 * 4, 128))),
     )

@@ -5,6 +5,8 @@ ones in [-1, 1] first, then each categorical one as its category 0 ... k - 1.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -231,6 +233,24 @@ class InfoGAN(nn.Module):
         logits = self.pair_discriminator(torch.cat(images.chunk(2), 1))
         return F.cross_entropy(logits.float(), shared)
 
+    @contextmanager
+    def _frozen_but(self, name: str) -> Iterator[None]:
+        """Within it only this optimiser's parameters ask for gradients: no others are computed."""
+        others = [
+            parameter
+            for other, optimizer in self.optimizers.items()
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if other != name
+        ]
+        for parameter in others:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
+
     def _update(self, name: str, loss: Tensor) -> None:
         """One step of one optimiser: only its own parameters receive gradients and move."""
         optimizer = self.optimizers[name]
@@ -307,9 +327,10 @@ class InfoGAN(nn.Module):
             for repeat in range(self.g_steps):
                 if repeat:  # G has moved; the first time D's fakes, from the same G, serve again
                     images = self.generator(inputs)
-                if contrast:
-                    cr = self._contrast(images[n:], shared)
-                terms |= self._step_g(noisy(images[:n]), z, cr)
+                with self._frozen_but("g"):
+                    if contrast:
+                        cr = self._contrast(images[n:], shared)
+                    terms |= self._step_g(noisy(images[:n]), z, cr)
         if self.averaged is not None:
             self.averaged.update_parameters(self.generator)  # device sync: reads its own counter
         if self.cr_weight > 0:

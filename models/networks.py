@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from models.fast import Conv2d, ConvTranspose2d
+from models.fast import Conv2d, ConvTranspose2d, Sequential
 
 
 class Encoder(nn.Module):
@@ -15,14 +15,14 @@ class Encoder(nn.Module):
 
     def __init__(self, channels: int, latent_dim: int):
         super().__init__()
-        self.trunk = nn.Sequential(
+        self.trunk = Sequential(
             Conv2d(channels, 32, 4, 2, 1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(32, 32, 4, 2, 1),
+            Conv2d(32, 32, 4, 2, 1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(32, 32, 4, 2, 1),
+            Conv2d(32, 32, 4, 2, 1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(32, 64, 4, 2, 1),
+            Conv2d(32, 64, 4, 2, 1),
             nn.ReLU(inplace=True),
             nn.Flatten(),
             nn.Linear(64 * 4 * 4, 256),
@@ -37,7 +37,7 @@ class Encoder(nn.Module):
             return self.head(h.float()).chunk(2, dim=1)
 
 
-class Decoder(nn.Sequential):
+class Decoder(Sequential):
     """Code to Bernoulli logits: FC 256, FC 256, upconv 32, 32, 32, C (4x4, stride 2, padding 1).
 
     The table's second FC gives 256 units, read as 16 maps of 4x4; its last row names the 32 maps

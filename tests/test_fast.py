@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.fast import Conv2d, ConvTranspose2d, bernoulli_nll
+from models import fast
+from models.fast import Conv2d, ConvTranspose2d, Sequential, bernoulli_nll
 
 SHAPES = [(16, 32, 4), (32, 32, 8), (32, 1, 6), (8, 3, 5)]
 
@@ -75,6 +76,110 @@ def test_other_convolutions_are_left_to_the_library(settings):
     layer, x = Conv2d(*settings), torch.randn(2, settings[0], 7, 9)
     torch.testing.assert_close(layer(x), nn.Conv2d.forward(layer, x))
     assert type(layer(x).grad_fn).__name__ == "ConvolutionBackward0"
+
+
+FUSED = [  # layers, input shape
+    (Conv2d(8, 16, 4, 2, 1), (3, 8, 8, 10)),
+    (Conv2d(1, 16, 4, 2, 1), (3, 1, 8, 10)),
+    (Conv2d(3, 8, 4, 2), (3, 3, 8, 10)),
+    (Conv2d(8, 6, 3), (3, 8, 7, 5)),
+    (ConvTranspose2d(16, 8, 4, 2, 1), (3, 16, 4, 5)),
+    (ConvTranspose2d(16, 2, 4, 2, 1), (3, 16, 4, 5)),
+    (ConvTranspose2d(16, 8, 4, 2, 1, bias=False), (3, 16, 4, 5)),
+]
+
+
+def activation(slope):
+    return nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True)
+
+
+@pytest.mark.parametrize(("layer", "shape"), FUSED, ids=str)
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_layer_with_its_activation_equals_the_two(layer, shape, slope, channels_last):
+    plain = nn.Sequential(layer.__class__.__base__(**arguments(layer)), activation(slope))
+    fast = Sequential(layer, activation(slope))
+    fast.load_state_dict(plain.state_dict())
+    x = torch.randn(shape)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, y_plain = fast(ours), plain(theirs)
+    torch.testing.assert_close(y, y_plain)
+    assert (y == 0).any() == (slope == 0)
+    gradient = torch.randn_like(y)
+    y.backward(gradient)
+    y_plain.backward(gradient)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    for got, expected in zip(fast.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, expected.grad, rtol=1e-4, atol=1e-4)
+        got.grad = None
+
+
+def arguments(layer):
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding")
+    return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None}
+
+
+@pytest.mark.parametrize("layer", [Conv2d(2, 3, 4, 2, 1), Conv2d(5, 3, 4, 2, 1)], ids=str)
+def test_a_layer_with_its_activation_passes_gradcheck(layer):
+    layer = layer.double()
+    x = torch.randn(2, layer.in_channels, 6, 6, dtype=torch.float64, requires_grad=True)
+
+    def function(x, weight, bias):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x, 0.2))
+
+    assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
+    assert torch.autograd.gradgradcheck(function, (x, layer.weight, layer.bias))  # InfoGAN's r1
+
+
+def test_a_transposed_layer_with_its_activation_passes_gradcheck():
+    layer = ConvTranspose2d(3, 6, 4, 2, 1).double()
+    x = torch.randn(2, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+
+    def function(x, weight, bias):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x, 0.2))
+
+    assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
+
+
+def test_in_bfloat16_the_gradient_of_relu_is_masked_by_sign():
+    torch.manual_seed(0)
+    out = torch.randn(4, 8, 6, 6, dtype=torch.bfloat16).relu_()
+    out[0, 0, 0, :2] = torch.tensor([-0.0, 1e-38])
+    grad = torch.randn(4, 8, 6, 6).bfloat16().to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        masked = fast._before_activation(grad, out, 0.0)
+    assert torch.equal(masked, torch.where(out > 0, grad, 0.0))
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_both_ways_to_few_channels_are_the_plain_layer_in_bfloat16(amx, monkeypatch):
+    monkeypatch.setattr(fast, "AMX", amx)
+    layer, x = ConvTranspose2d(8, 3, 4, 2, 1), torch.randn(2, 8, 5, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    expected = F.conv_transpose2d(x, layer.weight, layer.bias, 2, 1)
+    torch.testing.assert_close(y.float(), expected, rtol=0.02, atol=0.02)
+
+
+def test_sequential_runs_what_stands_between_a_layer_and_its_activation_too():
+    row = Sequential(Conv2d(3, 8, 4, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), Conv2d(8, 4, 3))
+    x = torch.randn(5, 3, 12, 12)
+    torch.testing.assert_close(row(x), nn.Sequential.forward(row, x))
+    row = Sequential(nn.ReLU(), Conv2d(3, 8, 4, 2, 1), nn.ReLU(), nn.ReLU(), nn.Flatten())
+    torch.testing.assert_close(row(x), nn.Sequential.forward(row, x))
+
+
+def test_bernoulli_nll_keeps_small_gradients_of_white_pixels_in_bfloat16():
+    logits = torch.full((1, 1, 2, 2), 7.0).bfloat16().requires_grad_()
+    bernoulli_nll(logits, torch.ones(1, 1, 2, 2)).backward()
+    torch.testing.assert_close(
+        logits.grad.float(),
+        torch.full((1, 1, 2, 2), -torch.sigmoid(torch.tensor(-7.0)).item()),
+        rtol=0.01,
+        atol=0,
+    )
 
 
 def test_bernoulli_nll_equals_binary_cross_entropy_at_every_size_of_logit():

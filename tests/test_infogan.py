@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Normal
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from models.fast import Conv2d
 from models.gan_networks import GAN_NETWORKS, SpatialBroadcast
@@ -437,25 +439,40 @@ def test_resume_is_exact(network):
         assert all(torch.equal(a[k], b[k]) for a, b in pairs for k in a)
 
 
+class Copies(TorchDispatchMode):
+    """Follows bf16 copies of weights; `stale` are operators that took one made before an update."""
+
+    def __init__(self):
+        super().__init__()
+        self.clock, self.moved, self.copies, self.stale, self.used = 0, {}, {}, [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.clock += 1
+        taken = {x.data_ptr() for x in tree_leaves(args) if isinstance(x, torch.Tensor)}
+        for source, when in (self.copies[x] for x in taken & self.copies.keys()):
+            self.used += source in self.moved
+            if self.moved.get(source, 0) > when:
+                self.stale.append(str(func))
+        result = func(*args, **(kwargs or {}))
+        if "_fused_adam_" in str(func):
+            self.moved |= {x.data_ptr(): self.clock for x in args[0]}
+        for x in tree_leaves(result):
+            if isinstance(x, torch.Tensor) and x.data_ptr() not in taken:  # new memory, not a view
+                self.copies.pop(x.data_ptr(), None)
+                if "_to_copy" in str(func) and x.dtype == torch.bfloat16:
+                    self.copies[x.data_ptr()] = args[0].data_ptr(), self.clock
+        return result
+
+
 @pytest.mark.parametrize("network", NETWORKS)
-def test_bf16_never_computes_with_weights_of_before_an_update(network, monkeypatch):
-    """Autocast keeps bf16 copies of weights: a step is the same with that cache and without."""
-
-    def step() -> dict[str, torch.Tensor]:
-        model = make(network, g_steps=2, cr_weight=1.0)
-        model.dtype = torch.bfloat16
+def test_bf16_never_computes_with_weights_of_before_an_update(network):
+    """Autocast keeps bf16 copies of weights."""
+    model = make(network, g_steps=2, cr_weight=1.0)
+    model.dtype = torch.bfloat16
+    with Copies() as copies:
         train(model, range(1))
-        return model.state_dict()
-
-    cached = step()
-    plain = torch.autocast.__init__
-
-    def uncached(self, device_type, dtype=None, enabled=True, cache_enabled=None):
-        plain(self, device_type, dtype, enabled, False)
-
-    monkeypatch.setattr(torch.autocast, "__init__", uncached)
-    for name, value in step().items():  # sums of bf16 gradients may round, lr is 2e-4 and more
-        torch.testing.assert_close(cached[name], value, rtol=0, atol=1e-6)
+    assert copies.used > 10
+    assert copies.stale == []
 
 
 def test_bf16_losses_are_close_to_fp32():

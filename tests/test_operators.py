@@ -19,6 +19,7 @@ from models.objectives import OBJECTIVES
 
 BATCH = 16
 aten = torch.ops.aten
+FUSED = torch.ops.mkldnn._convolution_pointwise, torch.ops.mkldnn._convolution_transpose_pointwise
 
 
 class Recorder(TorchDispatchMode):
@@ -70,13 +71,24 @@ def test_no_gradient_comes_from_the_slow_kernels_of_transposed_convolutions(step
     assert not any(args[7] for args in backwards)  # transposed
 
 
-def test_layers_of_one_channel_are_matrix_products(step):
+def test_layers_of_one_channel_are_taken_over_blocks(step):
     _, _, recorder = step
-    backwards = recorder.of(aten.convolution_backward)
-    assert min(args[2].shape[1] for args in backwards) > 4  # weight (Cout, Cin, k, k)
-    transposed = [args for args in recorder.of(aten.convolution) if args[6]]
-    assert transposed
-    assert min(args[1].shape[1] for args in transposed) > 4  # weight (Cin, Cout, 4, 4)
+    for operator, weight in ((aten.convolution, 1), (aten.convolution_backward, 2)):
+        kernels = [args[weight] for args in recorder.of(operator)]
+        assert min(kernel.shape[1] for kernel in kernels) >= 4
+        few = [kernel for kernel in kernels if kernel.shape[1] == 4]
+        assert few
+        assert all(kernel.shape[2:] == (2, 2) for kernel in few)
+
+
+def test_activations_behind_a_convolution_are_part_of_it(step):
+    name, _, recorder = step
+    fused = {operator: len(recorder.of(operator)) for operator in FUSED}
+    # D of sn sees real and fake images in one batch, then G's; D of broadcast is the same network
+    expected = {"vae": (4, 3), "factor_vae": (4, 3), "seed": (3, 0), "sn": (8, 3)}
+    assert tuple(fused.values()) == expected.get(name, (8, 0))
+    if "vae" in name:
+        assert not [args for args in recorder.of(aten.relu_) if args[0].dim() == 4]
 
 
 @pytest.mark.parametrize("name", ["vae", "seed", "sn", "broadcast"])
@@ -93,11 +105,17 @@ def test_the_yardstick_runs_the_same_networks_with_torchs_own_layers(name):
 
 def test_the_convolutions_of_a_vae_step():
     _, _, recorder = record("vae")
-    forward = Counter("up" if args[6] else "down" for args in recorder.of(aten.convolution))
-    # 4 of the encoder, 4 input gradients of the decoder; 3 of the decoder, whose last is a product
-    assert forward == {"down": 8, "up": 3}
-    # one a layer; the layers of one channel, first and last, take products instead
-    assert len(recorder.of(aten.convolution_backward)) == 6
+    # beside the fused ones: the input gradients of the decoder, whose last layer is a product
+    assert [args[6] for args in recorder.of(aten.convolution)] == [False] * 4
+    assert len(recorder.of(aten.convolution_backward)) == 8  # one a layer
+
+
+def test_the_step_of_a_generator_takes_no_gradient_of_a_discriminators_weights():
+    _, model, recorder = record("sn")
+    # D's four and G's four; D's four again for their inputs alone
+    wanted = [args[-1][1] for args in recorder.of(aten.convolution_backward)]
+    assert Counter(wanted) == {True: 8, False: 4}
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_each_optimiser_is_one_fused_kernel_and_nothing_waits_for_the_device(step):
