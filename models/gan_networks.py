@@ -58,7 +58,7 @@ def seed_generator(inputs: int, channels: int) -> nn.Sequential:
 
 
 def _seed_conv(inputs: int, outputs: int, kernel: int, stride: int, padding: int) -> nn.Sequential:
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
+    layer = Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
     return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.LeakyReLU(0.1, inplace=True))
 
 

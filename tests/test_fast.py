@@ -73,9 +73,56 @@ def test_convolution_of_few_channels_passes_gradcheck(inputs, padding):
 
 @pytest.mark.parametrize("settings", [(8, 3, 4, 2, 1), (1, 3, 3, 1, 1), (1, 3, 4, 2, 2)])
 def test_other_convolutions_are_left_to_the_library(settings):
-    layer, x = Conv2d(*settings), torch.randn(2, settings[0], 7, 9)
+    layer, x = Conv2d(*settings), torch.randn(2, settings[0], 17, 19)
     torch.testing.assert_close(layer(x), nn.Conv2d.forward(layer, x))
     assert type(layer(x).grad_fn).__name__ == "ConvolutionBackward0"
+
+
+SMALL = [  # settings of layers, input size: stride 1 and more, with and without padding and bias
+    ((6, 5, 4), (7, 7)),
+    ((6, 5, 4, 1, 1), (3, 4)),
+    ((6, 5, 2, 1, 0), (2, 3)),
+    ((6, 5, (3, 2)), (6, 5)),
+    ((6, 5, 4, 2), (14, 13)),
+    ((6, 5, 4, 2, 1), (8, 9)),
+]
+
+
+@pytest.mark.parametrize(("settings", "size"), SMALL)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_convolution_to_a_small_map_equals_the_plain_layer(settings, size, channels_last, bias):
+    plain, fast = nn.Conv2d(*settings, bias=bias), Conv2d(*settings, bias=bias)
+    x = torch.randn(3, 6, *size)
+    assert type(fast(x).grad_fn).__name__ == "_ConvBackward"
+    assert_same_layer(fast, plain, x, channels_last)
+
+
+@pytest.mark.parametrize(("settings", "size"), [((2, 3, 3, 1, 1), (3, 2)), ((2, 3, 3, 2), (5, 4))])
+def test_convolution_to_a_small_map_passes_gradcheck(settings, size):
+    layer = Conv2d(*settings).double()
+    x = torch.randn(2, 2, *size, dtype=torch.float64, requires_grad=True)
+
+    def function(x, weight, bias):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x, 0.2))
+
+    assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
+    assert torch.autograd.gradgradcheck(function, (x, layer.weight, layer.bias))
+
+
+def test_overlapping_gradients_are_summed_in_float32():
+    torch.manual_seed(0)
+    layer = Conv2d(4, 64, 4)
+    x = torch.randn(8, 4, 6, 6).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    gradient = torch.randn_like(y)
+    y.backward(gradient)
+    wide = x.detach().float().requires_grad_()
+    exact = F.conv2d(wide, layer.weight.detach().bfloat16().float())
+    (exact * gradient.float()).sum().backward()
+    error = (x.grad.float() - wide.grad).norm() / wide.grad.norm()
+    assert error < 0.0028  # .0023; with sums in bfloat16 .0034
 
 
 FUSED = [  # layers, input shape

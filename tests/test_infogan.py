@@ -91,7 +91,7 @@ def test_seed_network_is_the_table(channels):
     ]
     kinds = [[type(layer) for layer in row] for row in model.discriminator.trunk]
     assert kinds[0] == [Conv2d, nn.LeakyReLU]
-    assert all(kind == [nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU] for kind in kinds[1:])
+    assert all(kind == [Conv2d, nn.BatchNorm2d, nn.LeakyReLU] for kind in kinds[1:])
     assert [type(row[-1]) for row in model.generator] == [nn.ReLU] * 6 + [nn.Tanh]
 
 

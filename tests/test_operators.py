@@ -107,15 +107,27 @@ def test_the_convolutions_of_a_vae_step():
     _, _, recorder = record("vae")
     # beside the fused ones: the input gradients of the decoder, whose last layer is a product
     assert [args[6] for args in recorder.of(aten.convolution)] == [False] * 4
-    assert len(recorder.of(aten.convolution_backward)) == 8  # one a layer
+    # one a layer but for the weight between 8x8 and 4x4 maps, which is a product: the decoder's
+    # needs no other gradient from it
+    assert len(recorder.of(aten.convolution_backward)) == 7
 
 
 def test_the_step_of_a_generator_takes_no_gradient_of_a_discriminators_weights():
     _, model, recorder = record("sn")
-    # D's four and G's four; D's four again for their inputs alone
+    # Three of D's four and of G's four want one (between 8x8 and 4x4 maps it is a product). D's
+    # fourth, and then all four, want that of their inputs alone.
     wanted = [args[-1][1] for args in recorder.of(aten.convolution_backward)]
-    assert Counter(wanted) == {True: 8, False: 4}
+    assert Counter(wanted) == {True: 6, False: 5}
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_convolutions_to_small_maps_are_products():
+    _, _, recorder = record("seed")
+    for operator, weight in ((aten.convolution, 1), (aten.convolution_backward, 2)):
+        calls = [args for args in recorder.of(operator) if args[weight].shape[:2] == (256, 256)]
+        assert calls == []
+    wanted = [args[-1] for args in recorder.of(aten.convolution_backward) if len(args[2]) == 256]
+    assert wanted == [[True, False, False]] * 3  # 14x14 to 6x6: the weight's is a product
 
 
 def test_each_optimiser_is_one_fused_kernel_and_nothing_waits_for_the_device(step):
