@@ -31,34 +31,20 @@ class _Conv(torch.autograd.Function):
         ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, slope: float
     ) -> Tensor:
         ctx.geometry, ctx.slope = ([stride] * 2, [padding] * 2, [1, 1]), slope
-        if _is_small(x, weight, stride, padding) and stride == 1:
-            out = _product(x, weight, bias, padding)
-            out = out if slope == 1 else F.leaky_relu_(out, slope)
-        else:
-            out = _activated(x, weight, bias, *ctx.geometry, False, slope)
+        out = _activated(x, weight, bias, *ctx.geometry, False, slope)
         ctx.save_for_backward(x, weight, None if slope == 1 else out)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight, out = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad = _before_activation(grad, out, ctx.slope)
-        (stride, _), (padding, _), _ = ctx.geometry
-        wanted = list(ctx.needs_input_grad[:3])
-        if not _is_small(x, weight, stride, padding):
-            sizes = [len(weight)] if wanted[2] else None
-            grads = _conv_backward(grad, x, weight, sizes, *ctx.geometry, False, [0, 0], 1, wanted)
-            return *grads, None, None, None
         grad_x = grad_weight = grad_bias = None
-        if wanted[0] and stride == 1:
-            grad_x = _product_input_gradient(x, weight, grad, padding)
-        elif wanted[0]:
-            only_x = None, *ctx.geometry, False, [0, 0], 1, [True, False, False]
-            grad_x = _conv_backward(grad, x, weight, *only_x)[0]
-        if wanted[1]:
-            grad_weight = _weight_gradient(x, weight, grad, *ctx.geometry)
-        if wanted[2]:
-            grad_bias = grad.sum((0, 2, 3))
+        if need_x:
+            grad_x = _input_gradient(x, weight, grad, *ctx.geometry)
+        if need_weight or need_bias:
+            grad_weight, grad_bias = _own_gradients(x, weight, grad, *ctx.geometry, need_bias)
         return grad_x, grad_weight, grad_bias, None, None, None
 
 
@@ -97,7 +83,7 @@ class _ConvTranspose(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = _conv(grad, weight, None, *geometry, False, [0, 0], 1)
         if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(grad, weight, x, *geometry)
+            grad_weight, _ = _own_gradients(grad, weight, x, *geometry, False)
             grad_weight = _unfold(grad_weight) if few else grad_weight
         return grad_x, grad_weight, grad_bias, None, None, None
 
@@ -113,6 +99,9 @@ def _activated(
     slope: float,
 ) -> Tensor:
     """A (transposed) convolution and the leaky ReLU behind it, in one operator where there is."""
+    if not transposed and stride == [1, 1] and _is_small(x, weight, stride, padding):
+        out = _product(x, weight, bias, padding[0])
+        return out if slope == 1 else F.leaky_relu_(out, slope)
     if slope == 1 or not _has_fused(x.dtype):
         out = _conv(x, weight, bias, stride, padding, dilation, transposed, [0, 0], 1)
         return out if slope == 1 else F.leaky_relu_(out, slope)
@@ -143,9 +132,15 @@ def _before_activation(grad: Tensor, out: Tensor | None, slope: float) -> Tensor
     return torch.ops.aten.leaky_relu_backward(grad, out, slope, True)
 
 
-def _is_small(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
-    """Whether the convolution gives a small map."""
-    rows, columns = ((x.shape[i] + 2 * padding - weight.shape[i]) // stride + 1 for i in (2, 3))
+def _is_small(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> bool:
+    """Whether the convolution gives a small map.
+
+    Why: there the library's kernels, made for rows of many positions, take two to six times as long
+    as matrix products of patches (256 channels, 3x3 and 6x6 maps).
+    """
+    rows, columns = (
+        (x.shape[2 + i] + 2 * padding[i] - weight.shape[2 + i]) // stride[i] + 1 for i in (0, 1)
+    )
     return rows * columns <= SMALL_MAP
 
 
@@ -156,35 +151,19 @@ def _patches(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     return x.permute(0, 1, 2, 4, 5, 3).reshape(-1, weight[0].numel())
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-    """A stride 1 convolution to a small map as one matrix product.
+def _as_matrix(weight: Tensor) -> Tensor:
+    """(Cout, Cin, k, k) -> (Cout, k * k * Cin)."""
+    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
 
-    Why: on 3x3 and 6x6 maps of 256 channels the library's kernels, made for rows of many positions,
-    take two to six times as long as the products.
-    """
-    kernel = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)  # (Cout, k * k * Cin)
-    out = F.linear(_patches(x, weight, 1, padding), kernel, bias)
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+    """A stride 1 convolution as one matrix product."""
+    out = F.linear(_patches(x, weight, 1, padding), _as_matrix(weight), bias)
     rows = x.shape[2] + 2 * padding - weight.shape[2] + 1
     return out.view(len(x), rows, -1, len(weight)).permute(0, 3, 1, 2)
 
 
-def _product_input_gradient(x: Tensor, weight: Tensor, grad: Tensor, padding: int) -> Tensor:
-    """Gradient of x of `_product`: the transposed product, summed where patches overlap."""
-    batch, channels, height, width = x.shape
-    (rows, columns), sides = grad.shape[2:], weight.shape[2:]
-    kernel = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
-    patches = grad.permute(0, 2, 3, 1).reshape(-1, len(weight)) @ kernel
-    patches = patches.view(batch, rows, columns, *sides, channels)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    out = x.new_zeros(batch, height + 2 * padding, width + 2 * padding, channels, dtype=dtype)
-    for i in range(sides[0]):
-        for j in range(sides[1]):
-            out[:, i : i + rows, j : j + columns] += patches[:, :, :, i, j]
-    out = out[:, padding : padding + height, padding : padding + width]
-    return out.permute(0, 3, 1, 2).to(x.dtype)
-
-
-def _weight_gradient(
+def _input_gradient(
     x: Tensor,
     weight: Tensor,
     grad: Tensor,
@@ -192,14 +171,41 @@ def _weight_gradient(
     padding: list[int],
     dilation: list[int],
 ) -> Tensor:
-    """Gradient of a convolution's weight, from its input and the gradient of its output."""
-    if _is_small(x, weight, stride[0], padding[0]):
-        patches = _patches(x, weight, stride[0], padding[0])
-        products = grad.permute(0, 2, 3, 1).reshape(-1, len(weight)).t() @ patches
-        return products.view(len(weight), *weight.shape[2:], -1).permute(0, 3, 1, 2)
-    wanted = [False, True, False]
-    rest = None, stride, padding, dilation, False, [0, 0], 1, wanted
-    return _conv_backward(grad, x, weight, *rest)[1]
+    """Gradient of a convolution's input."""
+    if stride != [1, 1] or not _is_small(x, weight, stride, padding):
+        rest = None, stride, padding, dilation, False, [0, 0], 1, [True, False, False]
+        return _conv_backward(grad, x, weight, *rest)[0]
+    batch, channels, height, width = x.shape
+    (rows, columns), pad = grad.shape[2:], padding[0]
+    patches = grad.permute(0, 2, 3, 1).reshape(-1, len(weight)) @ _as_matrix(weight)
+    patches = patches.view(batch, rows, columns, *weight.shape[2:], channels)
+    dtype = torch.promote_types(x.dtype, torch.float32)  # of the sums where patches overlap
+    out = x.new_zeros(batch, height + 2 * pad, width + 2 * pad, channels, dtype=dtype)
+    for i in range(weight.shape[2]):
+        for j in range(weight.shape[3]):
+            out[:, i : i + rows, j : j + columns] += patches[:, :, :, i, j]
+    out = out[:, pad : pad + height, pad : pad + width]
+    return out.permute(0, 3, 1, 2).to(x.dtype)
+
+
+def _own_gradients(
+    x: Tensor,
+    weight: Tensor,
+    grad: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    need_bias: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of a convolution's weight and bias."""
+    if not _is_small(x, weight, stride, padding):
+        sizes = [len(weight)] if need_bias else None
+        rest = sizes, stride, padding, dilation, False, [0, 0], 1, [False, True, need_bias]
+        return _conv_backward(grad, x, weight, *rest)[1:]
+    grad = grad.permute(0, 2, 3, 1).reshape(-1, len(weight))
+    products = grad.t() @ _patches(x, weight, stride[0], padding[0])
+    products = products.view(len(weight), *weight.shape[2:], -1).permute(0, 3, 1, 2)
+    return products, grad.sum(0) if need_bias else None
 
 
 def _is_few(weight: Tensor, stride: int, padding: int) -> bool:
@@ -275,15 +281,17 @@ def _as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d with the kernels above: the same parameters, names and initial values."""
+    """nn.Conv2d with the kernels above: the same parameters, names and initial values.
+
+    For square strides and paddings, without dilation and groups.
+    """
 
     def forward(self, x: Tensor, slope: float = 1.0) -> Tensor:
         """(B, Cin, H, W) -> (B, Cout, H', W') and through a leaky ReLU of this slope (1: none)."""
         stride, padding = self.stride[0], self.padding[0]
-        few = x.device.type == "cpu" and _is_few(self.weight, stride, padding)
-        few = few and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
-        small = x.device.type == "cpu" and _is_small(x, self.weight, stride, padding)
-        if not few and not small and slope == 1:
+        few = _is_few(self.weight, stride, padding) and x.shape[2] % 2 == x.shape[3] % 2 == 0
+        faster = few or slope != 1 or _is_small(x, self.weight, self.stride, self.padding)
+        if x.device.type != "cpu" or not faster:
             return super().forward(x)
         x, weight, bias = _as_autocast(x, self.weight, self.bias)
         if few:
@@ -293,7 +301,10 @@ class Conv2d(nn.Conv2d):
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """nn.ConvTranspose2d with the kernels above: the same parameters, names and initial values."""
+    """nn.ConvTranspose2d with the kernels above: the same parameters, names and initial values.
+
+    For square strides and paddings, without dilation, groups and output padding.
+    """
 
     def forward(self, x: Tensor, slope: float = 1.0) -> Tensor:
         """(B, Cin, H, W) -> (B, Cout, H', W') and through a leaky ReLU of this slope (1: none)."""

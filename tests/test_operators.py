@@ -107,17 +107,18 @@ def test_the_convolutions_of_a_vae_step():
     _, _, recorder = record("vae")
     # beside the fused ones: the input gradients of the decoder, whose last layer is a product
     assert [args[6] for args in recorder.of(aten.convolution)] == [False] * 4
-    # one a layer but for the weight between 8x8 and 4x4 maps, which is a product: the decoder's
-    # needs no other gradient from it
-    assert len(recorder.of(aten.convolution_backward)) == 7
+    # encoder: three weights with their biases, three inputs; decoder: three weights. Those between
+    # 8x8 and 4x4 maps are products
+    wanted = [tuple(args[-1]) for args in recorder.of(aten.convolution_backward)]
+    expected = {(False, True, True): 3, (True, False, False): 3, (False, True, False): 3}
+    assert Counter(wanted) == expected
 
 
 def test_the_step_of_a_generator_takes_no_gradient_of_a_discriminators_weights():
     _, model, recorder = record("sn")
-    # Three of D's four and of G's four want one (between 8x8 and 4x4 maps it is a product). D's
-    # fourth, and then all four, want that of their inputs alone.
+    # Weights: three of D's and three of G's, inputs: three of D's and then all four of D's.
     wanted = [args[-1][1] for args in recorder.of(aten.convolution_backward)]
-    assert Counter(wanted) == {True: 6, False: 5}
+    assert Counter(wanted) == {True: 6, False: 7}
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
