@@ -28,7 +28,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import config
-from benchmarks.plain import plain_batches, plain_encoding, plain_infogan, plain_vae
+from benchmarks.plain import plain_batches, plain_encoding, plain_infogan, plain_layers, plain_vae
 from data import DATASETS, ImageData, PackedImages, load_dataset
 from evaluate import encode
 from models import MODELS, InfoGAN, build_model
@@ -197,7 +197,11 @@ def time_encoding(
 
 
 def count_flops(model: torch.nn.Module, data: ImageData, case: Case) -> float:
-    """Floating-point operations of training, an image: the mean over COUNTED steps."""
+    """Floating-point operations of training, an image: the mean over COUNTED steps.
+
+    Those of torch's own layers, which the model is left with: the counter knows no others.
+    """
+    plain_layers(model)
     x = data.batch(torch.arange(case.batch_size), model.dtype)
     with FlopCounterMode(display=False) as counter:
         for step in range(COUNTED):
