@@ -43,8 +43,10 @@ class _Conv(torch.autograd.Function):
         grad_x = grad_weight = grad_bias = None
         if need_x:
             grad_x = _input_gradient(x, weight, grad, *ctx.geometry)
-        if need_weight or need_bias:
-            grad_weight, grad_bias = _own_gradients(x, weight, grad, *ctx.geometry, need_bias)
+        if need_weight:
+            grad_weight = _weight_gradient(x, weight, grad, *ctx.geometry)
+        if need_bias:
+            grad_bias = grad.sum((0, 2, 3))
         return grad_x, grad_weight, grad_bias, None, None, None
 
 
@@ -83,7 +85,7 @@ class _ConvTranspose(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = _conv(grad, weight, None, *geometry, False, [0, 0], 1)
         if ctx.needs_input_grad[1]:
-            grad_weight, _ = _own_gradients(grad, weight, x, *geometry, False)
+            grad_weight = _weight_gradient(grad, weight, x, *geometry)
             grad_weight = _unfold(grad_weight) if few else grad_weight
         return grad_x, grad_weight, grad_bias, None, None, None
 
@@ -188,24 +190,21 @@ def _input_gradient(
     return out.permute(0, 3, 1, 2).to(x.dtype)
 
 
-def _own_gradients(
+def _weight_gradient(
     x: Tensor,
     weight: Tensor,
     grad: Tensor,
     stride: list[int],
     padding: list[int],
     dilation: list[int],
-    need_bias: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of a convolution's weight and bias."""
+) -> Tensor:
+    """Gradient of a convolution's weight."""
     if not _is_small(x, weight, stride, padding):
-        sizes = [len(weight)] if need_bias else None
-        rest = sizes, stride, padding, dilation, False, [0, 0], 1, [False, True, need_bias]
-        return _conv_backward(grad, x, weight, *rest)[1:]
+        rest = None, stride, padding, dilation, False, [0, 0], 1, [False, True, False]
+        return _conv_backward(grad, x, weight, *rest)[1]
     grad = grad.permute(0, 2, 3, 1).reshape(-1, len(weight))
     products = grad.t() @ _patches(x, weight, stride[0], padding[0])
-    products = products.view(len(weight), *weight.shape[2:], -1).permute(0, 3, 1, 2)
-    return products, grad.sum(0) if need_bias else None
+    return products.view(len(weight), *weight.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 def _is_few(weight: Tensor, stride: int, padding: int) -> bool:
