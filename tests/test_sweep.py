@@ -313,3 +313,18 @@ def test_a_published_run_is_complete_and_reported_where_runs_is_empty(
     stamp = (kept / "checkpoint.pt").stat().st_mtime_ns
     assert publish.main(["--study", path, "--runs", str(runs)]) == 0  # once is enough
     assert (kept / "checkpoint.pt").stat().st_mtime_ns == stamp
+
+
+def test_git_keeps_the_records_of_a_study_and_leaves_out_what_can_be_made_again():
+    if not Path(".git").exists():
+        pytest.skip("not a git checkout")
+
+    def ignored(path):
+        return subprocess.run(["git", "check-ignore", "--quiet", path]).returncode == 0
+
+    kept = "res/small/runs/one/seed3"
+    for name in ("checkpoint.pt", "config.yaml", "log.csv", "run.json"):
+        assert not ignored(f"{kept}/{name}")
+    assert ignored(f"{kept}/report.html")
+    assert ignored(f"{kept}/fixed.png")
+    assert ignored("runs/one/seed3/checkpoint.pt")
