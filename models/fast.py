@@ -341,7 +341,7 @@ class _BernoulliNLL(torch.autograd.Function):
             ctx.save_for_backward((p - x).to(logits.dtype))
         # log(1 + e^l) - x l = max(l, 0) - log max(p, 1 - p) - x l, stable for every l
         log_larger = p.sub_(0.5).abs_().add_(0.5).log_()
-        return wide.clamp(min=0).sub_(log_larger).sum() - torch.dot(wide.view(-1), x.view(-1))
+        return wide.clamp(min=0).sub_(log_larger).sum() - torch.dot(wide.reshape(-1), x.reshape(-1))
 
     @staticmethod
     def backward(ctx, grad: Tensor):

@@ -243,6 +243,12 @@ def test_bernoulli_nll_equals_binary_cross_entropy_at_every_size_of_logit():
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+def test_bernoulli_nll_of_colour_images_does_not_depend_on_their_memory_format():
+    logits, x = torch.randn(2, 3, 4, 6), torch.rand(2, 3, 4, 6)
+    other = logits.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(bernoulli_nll(other, x), bernoulli_nll(logits, x))
+
+
 def test_bernoulli_nll_passes_gradcheck():
     logits = torch.randn(2, 1, 4, 4, dtype=torch.float64, requires_grad=True)
     x = torch.rand(2, 1, 4, 4, dtype=torch.float64)
