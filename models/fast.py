@@ -30,8 +30,8 @@ class _Conv(torch.autograd.Function):
     def forward(
         ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, slope: float
     ) -> Tensor:
-        ctx.geometry, ctx.slope = ([stride] * 2, [padding] * 2, [1, 1]), slope
-        out = _activated(x, weight, bias, *ctx.geometry, False, slope)
+        ctx.geometry, ctx.slope = (stride, padding), slope
+        out = _activated(x, weight, bias, stride, padding, False, slope)
         ctx.save_for_backward(x, weight, None if slope == 1 else out)
         return out
 
@@ -62,12 +62,8 @@ class _ConvTranspose(torch.autograd.Function):
     def forward(
         ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, slope: float
     ) -> Tensor:
-        ctx.geometry, ctx.slope = ([stride] * 2, [padding] * 2, [1, 1]), slope
-        if _is_few(weight, stride, padding) and padding == 1:
-            out = _to_few_channels(x, weight, bias)
-            out = out if slope == 1 else F.leaky_relu_(out, slope)
-        else:
-            out = _activated(x, weight, bias, *ctx.geometry, True, slope)
+        ctx.geometry, ctx.slope = (stride, padding), slope
+        out = _activated(x, weight, bias, stride, padding, True, slope)
         ctx.save_for_backward(x, weight, None if slope == 1 else out)
         return out
 
@@ -78,40 +74,46 @@ class _ConvTranspose(torch.autograd.Function):
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum((0, 2, 3))
-        few = _is_few(weight, geometry[0][0], geometry[1][0])
+        few = _is_few(weight, *geometry)
         if few:
-            grad, weight = _as_blocks(grad, weight, geometry[1][0])
-            geometry = [1, 1], [0, 0], [1, 1]
+            (grad, weight), geometry = _as_blocks(grad, weight, geometry[1]), (1, 0)
         if ctx.needs_input_grad[0]:
-            grad_x = _conv(grad, weight, None, *geometry, False, [0, 0], 1)
+            grad_x = _conv(grad, weight, None, *_settings(*geometry))
         if ctx.needs_input_grad[1]:
             grad_weight = _weight_gradient(grad, weight, x, *geometry)
             grad_weight = _unfold(grad_weight) if few else grad_weight
         return grad_x, grad_weight, grad_bias, None, None, None
 
 
+def _settings(stride: int, padding: int, transposed: bool = False) -> tuple:
+    """The last arguments of torch's convolution: no dilation, no output padding, one group."""
+    return [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1
+
+
 def _activated(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    stride: int,
+    padding: int,
     transposed: bool,
     slope: float,
 ) -> Tensor:
     """A (transposed) convolution and the leaky ReLU behind it, in one operator where there is."""
-    if not transposed and stride == [1, 1] and _is_small(x, weight, stride, padding):
-        out = _product(x, weight, bias, padding[0])
-        return out if slope == 1 else F.leaky_relu_(out, slope)
-    if slope == 1 or not _has_fused(x.dtype):
-        out = _conv(x, weight, bias, stride, padding, dilation, transposed, [0, 0], 1)
-        return out if slope == 1 else F.leaky_relu_(out, slope)
-    rest = stride, dilation, 1, *(("relu", []) if slope == 0 else ("leaky_relu", [slope])), ""
-    if transposed:
-        fused = torch.ops.mkldnn._convolution_transpose_pointwise
-        return fused(x, weight, bias, padding, [0, 0], *rest)
-    return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, padding, *rest)
+    if transposed and _is_few(weight, stride, padding) and padding == 1:
+        out = _to_few_channels(x, weight, bias)
+    elif not transposed and stride == 1 and _is_small(x, weight, stride, padding):
+        out = _product(x, weight, bias, padding)
+    elif slope == 1 or not _has_fused(x.dtype):
+        out = _conv(x, weight, bias, *_settings(stride, padding, transposed))
+    else:
+        activation = ("relu", []) if slope == 0 else ("leaky_relu", [slope])
+        rest = [stride] * 2, [1, 1], 1, *activation, ""
+        if transposed:
+            fused = torch.ops.mkldnn._convolution_transpose_pointwise
+            return fused(x, weight, bias, [padding] * 2, [0, 0], *rest)
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, [padding] * 2, *rest)
+    return out if slope == 1 else F.leaky_relu_(out, slope)
 
 
 def _has_fused(dtype: torch.dtype) -> bool:
@@ -134,15 +136,13 @@ def _before_activation(grad: Tensor, out: Tensor | None, slope: float) -> Tensor
     return torch.ops.aten.leaky_relu_backward(grad, out, slope, True)
 
 
-def _is_small(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> bool:
+def _is_small(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     """Whether the convolution gives a small map.
 
     Why: there the library's kernels, made for rows of many positions, take two to six times as long
     as matrix products of patches (256 channels, 3x3 and 6x6 maps).
     """
-    rows, columns = (
-        (x.shape[2 + i] + 2 * padding[i] - weight.shape[2 + i]) // stride[i] + 1 for i in (0, 1)
-    )
+    rows, columns = ((x.shape[i] + 2 * padding - weight.shape[i]) // stride + 1 for i in (2, 3))
     return rows * columns <= SMALL_MAP
 
 
@@ -165,20 +165,13 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Te
     return out.view(len(x), rows, -1, len(weight)).permute(0, 3, 1, 2)
 
 
-def _input_gradient(
-    x: Tensor,
-    weight: Tensor,
-    grad: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-) -> Tensor:
+def _input_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, pad: int) -> Tensor:
     """Gradient of a convolution's input."""
-    if stride != [1, 1] or not _is_small(x, weight, stride, padding):
-        rest = None, stride, padding, dilation, False, [0, 0], 1, [True, False, False]
-        return _conv_backward(grad, x, weight, *rest)[0]
+    if stride != 1 or not _is_small(x, weight, stride, pad):
+        wanted = [True, False, False]
+        return _conv_backward(grad, x, weight, None, *_settings(stride, pad), wanted)[0]
     batch, channels, height, width = x.shape
-    (rows, columns), pad = grad.shape[2:], padding[0]
+    rows, columns = grad.shape[2:]
     patches = grad.permute(0, 2, 3, 1).reshape(-1, len(weight)) @ _as_matrix(weight)
     patches = patches.view(batch, rows, columns, *weight.shape[2:], channels)
     dtype = torch.promote_types(x.dtype, torch.float32)  # of the sums where patches overlap
@@ -190,20 +183,13 @@ def _input_gradient(
     return out.permute(0, 3, 1, 2).to(x.dtype)
 
 
-def _weight_gradient(
-    x: Tensor,
-    weight: Tensor,
-    grad: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-) -> Tensor:
+def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, pad: int) -> Tensor:
     """Gradient of a convolution's weight."""
-    if not _is_small(x, weight, stride, padding):
-        rest = None, stride, padding, dilation, False, [0, 0], 1, [False, True, False]
-        return _conv_backward(grad, x, weight, *rest)[1]
+    if not _is_small(x, weight, stride, pad):
+        wanted = [False, True, False]
+        return _conv_backward(grad, x, weight, None, *_settings(stride, pad), wanted)[1]
     grad = grad.permute(0, 2, 3, 1).reshape(-1, len(weight))
-    products = grad.t() @ _patches(x, weight, stride[0], padding[0])
+    products = grad.t() @ _patches(x, weight, stride, pad)
     return products.view(len(weight), *weight.shape[2:], -1).permute(0, 3, 1, 2)
 
 
@@ -244,7 +230,7 @@ def _to_few_channels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not (AMX and x.dtype == torch.bfloat16):
         return _overlap_add(x, weight, bias)
     bias = None if bias is None else bias.repeat_interleave(4)
-    blocks = _conv(x, _fold(weight), bias, [1, 1], [0, 0], [1, 1], True, [0, 0], 1)
+    blocks = _conv(x, _fold(weight), bias, *_settings(1, 0, transposed=True))
     return _unfold(blocks)[:, :, 1:-1, 1:-1].contiguous()
 
 
@@ -289,7 +275,7 @@ class Conv2d(nn.Conv2d):
         """(B, Cin, H, W) -> (B, Cout, H', W') and through a leaky ReLU of this slope (1: none)."""
         stride, padding = self.stride[0], self.padding[0]
         few = _is_few(self.weight, stride, padding) and x.shape[2] % 2 == x.shape[3] % 2 == 0
-        faster = few or slope != 1 or _is_small(x, self.weight, self.stride, self.padding)
+        faster = few or slope != 1 or _is_small(x, self.weight, stride, padding)
         if x.device.type != "cpu" or not faster:
             return super().forward(x)
         x, weight, bias = _as_autocast(x, self.weight, self.bias)

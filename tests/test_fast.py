@@ -8,11 +8,21 @@ from torch import nn
 from models import fast
 from models.fast import Conv2d, ConvTranspose2d, Sequential, bernoulli_nll
 
+
+def function_of(layer, *slope):
+    """A layer as a function of its input, weight and bias."""
+
+    def function(x, weight, bias):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x, *slope))
+
+    return function
+
+
 SHAPES = [(16, 32, 4), (32, 32, 8), (32, 1, 6), (8, 3, 5)]
 
 
 def assert_same_layer(fast, plain, x, channels_last):
-    """Values and all gradients of two layers, given the same weights and x."""
+    """Values and all gradients of two layers, given the same weights and x; returns the values."""
     fast.load_state_dict(plain.state_dict())
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
@@ -23,9 +33,10 @@ def assert_same_layer(fast, plain, x, channels_last):
     y.backward(gradient)
     y_plain.backward(gradient)
     torch.testing.assert_close(ours.grad, theirs.grad)
-    torch.testing.assert_close(fast.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-4)
-    if plain.bias is not None:
-        torch.testing.assert_close(fast.bias.grad, plain.bias.grad, rtol=1e-4, atol=1e-4)
+    for got, expected in zip(fast.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, expected.grad, rtol=1e-4, atol=1e-4)
+        got.grad = None  # a layer may serve another test
+    return y
 
 
 @pytest.mark.parametrize(("inputs", "outputs", "side"), SHAPES)
@@ -42,10 +53,7 @@ def test_transposed_convolution_equals_the_plain_layer(inputs, outputs, side, ch
 def test_transposed_convolution_passes_gradcheck(inputs, outputs, side):
     layer = ConvTranspose2d(inputs, outputs, 4, 2, 1).double()
     x = torch.randn(2, inputs, side, side, dtype=torch.float64, requires_grad=True)
-
-    def function(x, weight, bias):
-        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
-
+    function = function_of(layer)
     assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
 
 
@@ -63,10 +71,7 @@ def test_convolution_of_few_channels_equals_the_plain_layer(inputs, padding, sid
 def test_convolution_of_few_channels_passes_gradcheck(inputs, padding):
     layer = Conv2d(inputs, 3, 4, 2, padding).double()
     x = torch.randn(2, inputs, 6, 6, dtype=torch.float64, requires_grad=True)
-
-    def function(x, weight, bias):
-        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
-
+    function = function_of(layer)
     assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
     assert torch.autograd.gradgradcheck(function, (x, layer.weight, layer.bias))  # InfoGAN's r1
 
@@ -102,10 +107,7 @@ def test_convolution_to_a_small_map_equals_the_plain_layer(settings, size, chann
 def test_convolution_to_a_small_map_passes_gradcheck(settings, size):
     layer = Conv2d(*settings).double()
     x = torch.randn(2, 2, *size, dtype=torch.float64, requires_grad=True)
-
-    def function(x, weight, bias):
-        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x, 0.2))
-
+    function = function_of(layer, 0.2)
     assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
     assert torch.autograd.gradgradcheck(function, (x, layer.weight, layer.bias))
 
@@ -146,21 +148,8 @@ def activation(slope):
 def test_a_layer_with_its_activation_equals_the_two(layer, shape, slope, channels_last):
     plain = nn.Sequential(layer.__class__.__base__(**arguments(layer)), activation(slope))
     fast = Sequential(layer, activation(slope))
-    fast.load_state_dict(plain.state_dict())
-    x = torch.randn(shape)
-    if channels_last:
-        x = x.to(memory_format=torch.channels_last)
-    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y, y_plain = fast(ours), plain(theirs)
-    torch.testing.assert_close(y, y_plain)
+    y = assert_same_layer(fast, plain, torch.randn(shape), channels_last)
     assert (y == 0).any() == (slope == 0)
-    gradient = torch.randn_like(y)
-    y.backward(gradient)
-    y_plain.backward(gradient)
-    torch.testing.assert_close(ours.grad, theirs.grad)
-    for got, expected in zip(fast.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(got.grad, expected.grad, rtol=1e-4, atol=1e-4)
-        got.grad = None
 
 
 def arguments(layer):
@@ -172,10 +161,7 @@ def arguments(layer):
 def test_a_layer_with_its_activation_passes_gradcheck(layer):
     layer = layer.double()
     x = torch.randn(2, layer.in_channels, 6, 6, dtype=torch.float64, requires_grad=True)
-
-    def function(x, weight, bias):
-        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x, 0.2))
-
+    function = function_of(layer, 0.2)
     assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
     assert torch.autograd.gradgradcheck(function, (x, layer.weight, layer.bias))  # InfoGAN's r1
 
@@ -183,10 +169,7 @@ def test_a_layer_with_its_activation_passes_gradcheck(layer):
 def test_a_transposed_layer_with_its_activation_passes_gradcheck():
     layer = ConvTranspose2d(3, 6, 4, 2, 1).double()
     x = torch.randn(2, 3, 3, 3, dtype=torch.float64, requires_grad=True)
-
-    def function(x, weight, bias):
-        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x, 0.2))
-
+    function = function_of(layer, 0.2)
     assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
 
 
