@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from models import build_model
@@ -13,6 +14,7 @@ from models.objectives import (
     Posterior,
     covariance,
     decompose_kl,
+    elbo_terms,
     log_weights,
     permute_latents,
 )
@@ -151,24 +153,41 @@ def test_permuted_latents_keep_their_marginals_and_lose_their_dependence():
     assert (torch.corrcoef(permuted.t()) - torch.eye(3)).abs().max() < 0.1  # 4 / sqrt(2000)
 
 
-def gradients(loss, model):
-    model.zero_grad()
-    loss.backward(retain_graph=True)
-    parts = {"vae": [*model.encoder.parameters(), *model.decoder.parameters()]}
-    parts["d"] = list(model.objective.discriminator.parameters())
-    return {
-        name: any(p.grad is not None and p.grad.any() for p in ps) for name, ps in parts.items()
-    }
-
-
-def test_the_two_players_of_factor_vae_have_disjoint_gradients():
+def test_each_player_of_factor_vae_gets_the_gradient_of_its_own_loss():
     model = make("factor_vae")
+    discriminator = model.objective.discriminator
+    with torch.no_grad():
+        for parameter in discriminator.parameters():
+            parameter.mul_(3)  # logits of several nats: both players have something to do
+    players = {"vae": [*model.encoder.parameters(), *model.decoder.parameters()]}
+    players["d"] = list(discriminator.parameters())
+    torch.manual_seed(3)
     loss, terms = model.objective(model, images(), 0)
-    assert gradients(terms["tc"], model) == {"vae": True, "d": False}
-    assert gradients(terms["d_loss"], model) == {"vae": False, "d": True}
-    torch.testing.assert_close(loss, terms["loss"] + terms["d_loss"])
-    expected = terms["recon"] + terms["kl"] + 35 * terms["tc"]
-    torch.testing.assert_close(terms["loss"], expected)
+    loss.backward()
+    torch.manual_seed(3)
+    expected, q = elbo_terms(model, images())
+    real = discriminator(q.z)
+    fake = discriminator(permute_latents(q.z.detach()))
+    cut = discriminator(q.z.detach())
+    assert real.std() > 1
+    losses = {"vae": expected["recon"] + expected["kl"] + 35 * real.mean()}
+    losses["d"] = 0.5 * (F.softplus(-cut) + F.softplus(fake)).mean()
+    for name, own in players.items():
+        gradients = torch.autograd.grad(losses[name], own, retain_graph=True)
+        for parameter, gradient in zip(own, gradients, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(terms["tc"], real.mean())
+    torch.testing.assert_close(terms["loss"], losses["vae"])
+    torch.testing.assert_close(terms["d_loss"], losses["d"])
+    torch.testing.assert_close(loss, losses["vae"] + losses["d"])
+
+
+def test_a_discriminator_that_is_sure_leaves_finite_gradients():
+    model = make("factor_vae")
+    with torch.no_grad():
+        model.objective.discriminator[-1].bias.fill_(200.0)
+    model.objective(model, images(), 0)[0].backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
