@@ -249,15 +249,19 @@ def score_checkpoints(
 def score_run(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Encode, score and draw a run into a folder: metrics.json, evaluation.json, pictures.
 
-    Returns the scores; {} of a data set without factors.
+    Scores that are there already, of the same question, are kept beside the new ones. Returns those
+    that were asked for; {} of a data set without factors.
     """
     if run.data.grid is None:
         draw(run.model, run.data, folder, {}, run.label)
         text = f"'{run.data.name}' has no factors to score; pictures are in {folder}"
         print(f"{run.label}: {text}")
         return {}
+    known = _kept(run, folder, score)
+    missing = [key for key in score["metrics"] if key not in known]
     codes, logvar = encode(run.model, run.data, run.label)
-    scores = _score(codes, run.data.grid, logvar, score)
+    known |= _score(codes, run.data.grid, logvar, score | {"metrics": missing})
+    scores = {key: known[key] for key in METRICS if key in known}
     draw(run.model, run.data, folder, scores, run.label)
     facts = {"checkpoint": str(run.path), "step": run.step, "images_seen": run.images_seen}
     facts |= {"precision": str(run.model.dtype).removeprefix("torch."), **asked(run, score)}
@@ -265,7 +269,7 @@ def score_run(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, dict[s
     write_json(folder / "metrics.json", scores)
     write_json(folder / "evaluation.json", facts)
     print(f"{run.label}: metrics.json and pictures are in {folder}")
-    return scores
+    return {key: scores[key] for key in score["metrics"]}
 
 
 def asked(run: Run, score: dict[str, Any]) -> dict[str, Any]:
@@ -285,18 +289,24 @@ def _code_of_metrics() -> str:
 
 
 def known_scores(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, Any] | None:
-    """The scores that `score_run` has left in a folder, None where they are of something else."""
+    """What is asked for of the scores that `score_run` has left in a folder, None if some lack."""
+    known = _kept(run, folder, score)
+    if not known or not set(score["metrics"]) <= set(known):
+        return None
+    print(f"{run.label}: scored before; without {folder / 'metrics.json'} it is scored again")
+    return {key: known[key] for key in score["metrics"]}
+
+
+def _kept(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, Any]:
+    """All scores that `score_run` has left in a folder, {} where they are of something else."""
     try:
         facts, scores = (
             json.loads((folder / name).read_text()) for name in ("evaluation.json", "metrics.json")
         )
     except (FileNotFoundError, json.JSONDecodeError):  # never scored, or by hand
-        return None
+        return {}
     wanted = asked(run, score)
-    if {key: facts.get(key) for key in wanted} != wanted or set(scores) != set(score["metrics"]):
-        return None
-    print(f"{run.label}: scored before; without {folder / 'metrics.json'} it is scored again")
-    return scores
+    return scores if {key: facts.get(key) for key in wanted} == wanted else {}
 
 
 def model_of(state: dict[str, Any], path: Path, device: torch.device) -> nn.Module:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import config
 import train
-from config.study import load_study, member_folder, members
+from config.study import Study, load_study, member_folder, members
 from training import load_checkpoint, save_checkpoint
 
 LARGE = 8e6  # bytes of weights from which a published checkpoint holds them in half precision
@@ -46,12 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument("--study", type=Path, help="a YAML file such as config/studies/twoD.yaml")
     parser.add_argument("--name", help="what the published files of --run are called")
     parser.add_argument("--out", type=Path, default=Path("res/2dshapes"), help="of --run")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    parser.add_argument("--runs", type=Path, help="default: runs/studies/<name of the study>")
     parser.add_argument("--no-pictures", action="store_true", help="weights, log and facts only")
     options = parser.parse_args(arguments)
     try:
         if options.study:
-            publish_study(options.study, options.runs)
+            study = load_study(options.study)
+            publish_study(study, options.runs or study.home)
         elif options.name:
             publish(options.run, options.name, options.out, pictures=not options.no_pictures)
         else:
@@ -80,18 +81,18 @@ def publish(run: Path, name: str, out: Path, pictures: bool = True) -> None:
     print(f"published {run} as {out / name}")
 
 
-def publish_study(path: Path, runs: Path) -> None:
+def publish_study(study: Study, runs: Path) -> None:
     """Copy each finished run of a study that is not there yet, its weights in half precision.
 
-    For sweep.py it is then complete, and report.py scores it where runs/ is empty.
+    For sweep.py it is then complete, and report.py scores it where runs is empty. What was
+    published of another configuration, such as fewer steps, is replaced.
     """
-    study = load_study(path)
     for member in members(study):
         run, target = member_folder(member, runs), member_folder(member, study.published)
-        if (target / "checkpoint.pt").exists() or not (run / "checkpoint.pt").exists():
+        values = train.resolve(member.config, list(member.overrides))
+        if train.holds(target, values) or not (run / "checkpoint.pt").exists():
             continue
         state = load_checkpoint(run)
-        values = train.resolve(member.config, list(member.overrides))
         if config.validate(train.SCHEMA, state["config"]) != values:
             print(f"{run} has not the configuration of the study, left out")
             continue

@@ -7,6 +7,7 @@ first, as evaluate.py does it; runs that are not finished are left out.
 
 import argparse
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 import config
-from config.study import Study, load_study, member_folder, members
+import train
+from config.study import Study, load_study, members
 from evaluate import (
     DEFAULT_CONFIG,
     DEFAULT_METRICS,
@@ -37,6 +39,7 @@ from figures.latents import measure
 from figures.study import hyperparameters, rank_correlation, score_dots, training_curves
 from metrics import METRICS, select
 from metrics.study import LOWER_IS_BETTER, choices, families, significance, summarise
+from sweep import locate
 from training import provenance
 from training.checkpoint import write_atomically
 
@@ -84,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument(
         "--checkpoint", nargs="+", type=Path, metavar="PATH", help="checkpoints or run folders"
     )
-    parser.add_argument("--runs", default="runs", type=Path, help="folder of all runs")
+    parser.add_argument("--runs", type=Path, help="default: runs/studies/<name of the study>")
     parser.add_argument("--out", type=Path, help="default: res/<name of the study>")
     parser.add_argument("--metrics", help=f"default: the study's; else {DEFAULT_METRICS}")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="metrics' settings")
@@ -98,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.study:
             study = load_study(options.study)
             title, metrics, out = study.name, study.metrics, out or Path("res") / study.name
-            paths = started(options.runs, study)
+            paths = started(options.runs or study.home, study)
         elif len(paths) > 1 and not out:
             raise ValueError("--out: a folder is needed for the report of several runs")
         score = {"metrics": select((options.metrics or metrics).split(",")), "seed": options.seed}
@@ -117,11 +120,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def started(runs: Path, study: Study) -> list[Path]:
     """Folders of the members of a study that have begun or are published; a line for each other."""
-    folders = [member_folder(member, runs, study.published) for member in members(study)]
-    for folder in folders:
+    folders = []
+    for member in members(study):
+        values = train.resolve(member.config, list(member.overrides))
+        folder = locate(member, values, runs, study.published)
         if not folder.exists():
             print(f"{folder}: not started, left out")
-    return [folder for folder in folders if folder.exists()]
+        elif (folder / "checkpoint.pt").exists() and not train.holds(folder, values):
+            print(f"{folder}: has not the configuration of the study, left out")
+        else:
+            folders.append(folder)
+    return folders
 
 
 def gather(paths: list[Path], out: Path | None, device: str, score: dict[str, Any]) -> list[Scored]:
@@ -314,10 +323,13 @@ def _test_tables(frame: pd.DataFrame, labels: dict[str, str]) -> list[Table]:
     found = significance(frame, list(labels))
     if found.empty:
         return []
+    pairs = len(found[["a", "b"]].drop_duplicates())
+    smallest = 2 / math.comb(int(found["n_a"].max() + found["n_b"].max()), int(found["n_a"].max()))
     note = (
         "p of a two-sided Mann-Whitney U test of every two configurations with 3 runs or more, and "
         "after Holm's correction over all pairs on that metric. Before it, p cannot fall below 0.1 "
-        "with 3 runs a side, 0.03 with 4 and 0.008 with 5."
+        f"with 3 runs a side, 0.03 with 4 and 0.008 with 5; after it, with {pairs} pairs here, not "
+        f"below {min(1, pairs * smallest):.2f}."
     )
     runs = frame.groupby("config").size()
     cells = {(r.a, r.b, r.metric): f"{r.p:.3f}; Holm {r.p_holm:.3f}" for r in found.itertuples()}

@@ -35,6 +35,8 @@ import config
 import train
 from config.study import Member, Study, load_study, member_folder, members, study_of
 from data import load_dataset
+from metrics import select
+from models import build_model
 from models.fast import keep_freed_memory
 from training import Batches, Interrupt, choose_device, hardware, refuse_another, speeds
 
@@ -126,7 +128,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--jobs", type=int, help="runs at a time; local default: a core or GPU each"
     )
     parser.add_argument("--threads", type=int, help="threads a run; local default: cores / jobs")
-    parser.add_argument("--runs", default="runs", type=Path, help="folder of all runs")
+    parser.add_argument(
+        "--runs", type=Path, help="folder of all runs; default: runs, a study's runs/studies/<name>"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would run, for how long")
     parser.add_argument("overrides", nargs="*", metavar="key=a,b", help="every combination runs")
     options = parser.parse_intermixed_args(arguments)
@@ -141,8 +145,10 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError("--cluster: 'slurm' is not available here (no sbatch); allowed: local")
         if options.study:
             study = load_study(options.study)
+            refuse_metrics(study)
         else:
             study = study_of(options.config, options.overrides)
+        options.runs = options.runs or (study.home if options.study else Path("runs"))
         return sweep(study, options)
     except (ValueError, OSError, FailedJobError) as error:  # the last: what sbatch answered
         print(f"sweep.py: {error}", file=sys.stderr)
@@ -157,6 +163,7 @@ def sweep(study: Study, options: argparse.Namespace) -> int:
     published = study.published if options.study else None
     runs = [find(member, options.runs, published) for member in members(study)]
     todo = [run for run in runs if not run.complete]
+    refuse_unbuildable(todo)
     workers = share(study, todo, options)
     if options.dry_run:
         forecast(runs, todo, workers)
@@ -192,7 +199,7 @@ def sweep(study: Study, options: argparse.Namespace) -> int:
 
 
 def find(member: Member, runs: Path, published: Path | None = None) -> Run:
-    """The run of a member and its state; published: as for member_folder.
+    """The run of a member and its state; published: as for locate.
 
     Raises ValueError where train.py would refuse it.
     """
@@ -200,11 +207,47 @@ def find(member: Member, runs: Path, published: Path | None = None) -> Run:
         values = train.resolve(member.config, list(member.overrides))
     except config.ConfigError as error:
         raise config.ConfigError(f"{member.name}: {error}") from error
-    path = member_folder(member, runs, published)
+    path = locate(member, values, runs, published)
     refuse_another(path, config.to_yaml(values), train.as_resolved)
     state = train.saved_state(path)
     complete = train.is_complete(state, path, values["train"]["steps"])
     return Run(member, values, path, state["step"] if state else 0, complete)
+
+
+def locate(
+    member: Member, values: dict[str, Any], runs: Path, published: Path | None = None
+) -> Path:
+    """Where a member is: in runs or, if nothing of it is there, where the very same is published.
+
+    values: its resolved configuration; published: such as Study.published; None: runs count only.
+    """
+    own = member_folder(member, runs)
+    if published is None or (own / "checkpoint.pt").exists():
+        return own
+    other = member_folder(member, published)
+    return other if train.holds(other, values) else own
+
+
+def refuse_metrics(study: Study) -> None:
+    """Raise ConfigError for a metric that report.py would refuse after all runs."""
+    try:
+        select(study.metrics.split(","))
+    except ValueError as error:
+        raise config.ConfigError(f"key 'metrics': {error}") from error
+
+
+def refuse_unbuildable(runs: list[Run]) -> None:
+    """Raise ConfigError where a model or objective would refuse its settings once it is built."""
+    tried = set()
+    for run in runs:
+        sections = run.values["model"], run.values["objective"]
+        if (text := json.dumps(sections)) in tried:
+            continue
+        tried.add(text)
+        try:
+            build_model((1, 64, 64), *sections)
+        except ValueError as error:
+            raise config.ConfigError(f"{run.member.name}: {error}") from error
 
 
 def share(study: Study, todo: list[Run], options: argparse.Namespace) -> Workers:

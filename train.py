@@ -22,6 +22,7 @@ from models.fast import keep_freed_memory
 from models.objectives import OBJECTIVES
 from training import (
     Batches,
+    CheckpointError,
     Log,
     NonFiniteError,
     PeerError,
@@ -113,15 +114,34 @@ def is_complete(state: dict[str, Any] | None, path: Path, steps: int) -> bool:
     return "optimizers" not in state or (path / LAST_PICTURE).exists()
 
 
+def refuse_weights_only(path: Path, steps: int) -> None:
+    """Raise CheckpointError where a longer run would have to go on from published weights."""
+    state = saved_state(path)
+    if state and "optimizers" not in state and state["step"] < steps:
+        raise CheckpointError(
+            f"{path} holds weights only, of step {state['step']:,}: a training of {steps:,} steps "
+            "cannot go on from it. Choose another folder (--runs)."
+        )
+
+
 def as_resolved(text: str) -> str:
     """The text of a run's config.yaml with the defaults of keys that it was written without."""
     return config.to_yaml(config.validate(SCHEMA, config.parse_yaml(text)))
+
+
+def holds(path: Path, values: dict[str, Any]) -> bool:
+    """Whether the run folder `path` has a checkpoint and is of this very configuration."""
+    files = [path / name for name in ("checkpoint.pt", "config.yaml")]
+    if not all(file.exists() for file in files):
+        return False
+    return as_resolved(files[1].read_text(encoding="utf-8")) == config.to_yaml(values)
 
 
 def run(values: dict[str, Any], runs: Path) -> int:
     """Train the run that `values` describe until it is complete or interrupted; its exit code."""
     device = choose_device(values["train"]["device"])
     path = run_path(values, runs)
+    refuse_weights_only(path, values["train"]["steps"])
     with process_group(device) as (rank, processes):
         if rank > 0:
             wait_for_all()  # rank 0 has made or refused the folder

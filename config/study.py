@@ -1,6 +1,6 @@
 """A study: many runs in one YAML file, every configuration with every seed.
 
-    name: twoD                   # the sweep's own files go to runs/<name>/.submitit
+    name: twoD                   # its runs go to runs/studies/<name>/
     seeds: 0-4                   # or 3, [0, 2], "0-2,7"
     train: {steps: 15625}        # keys of the section train, for every run
     runs:
@@ -90,6 +90,11 @@ class Study(Strict):
     threads: int | None = Field(None, ge=1, description="threads a run")
 
     @property
+    def home(self) -> Path:
+        """Where its runs are trained: not where train.py alone puts a run of the same name."""
+        return Path("runs") / "studies" / self.name
+
+    @property
     def published(self) -> Path:
         """Where publish.py keeps its finished runs."""
         return Path("res") / self.name / "runs"
@@ -153,14 +158,9 @@ def members(study: Study) -> list[Member]:
     ]
 
 
-def member_folder(member: Member, runs: Path, published: Path | None = None) -> Path:
-    """Where a member is: in runs or, if nothing of it is there, where its weights were published.
-
-    published: a folder such as Study.published; None: runs count only.
-    """
-    folders = [root / member.name / f"seed{member.seed}" for root in (runs, published) if root]
-    there = [folder for folder in folders if (folder / "checkpoint.pt").exists()]
-    return (there or folders)[0]
+def member_folder(member: Member, runs: Path) -> Path:
+    """The folder of a member in a folder of runs, such as Study.home or Study.published."""
+    return runs / member.name / f"seed{member.seed}"
 
 
 def _configurations(study: Study, entry: Entry, where: str) -> list[tuple[str, tuple[str, ...]]]:

@@ -13,13 +13,14 @@ import torch
 import yaml
 from PIL import Image
 
+import config
 import evaluate
 import report
 import train
 from figures.html import LIMIT, VALUES, Table, run_page
 from metrics.study import choices, families, holm, significance
 from models import build_model
-from training import save_checkpoint
+from training import load_checkpoint, save_checkpoint
 
 SCORES = {  # configuration -> metric -> the score of each seed
     "beta2": {"beta_vae_paper": [0.5, 0.6, 0.7], "mig": [0.1, 0.2, 0.6]},
@@ -296,7 +297,9 @@ def test_names_are_text_and_pictures_that_do_not_fit_are_named(runs, tmp_path):
 def test_known_scores_are_those_of_the_same_question(runs):
     run, score = next(evaluate.load_runs([runs / "beta2/seed0"], "cpu")), asked()
     assert evaluate.known_scores(run, run.path, score)["mig"]["score"] == 0.1
-    others = [{"seed": 1}, {"repeats": 2}, {"metrics": ["mig"]}, {"settings": {}}]
+    fewer = evaluate.known_scores(run, run.path, score | {"metrics": ["mig"]})
+    assert list(fewer) == ["mig"]
+    others = [{"seed": 1}, {"repeats": 2}, {"metrics": ["mig", "irs"]}, {"settings": {}}]
     for other in others:
         assert evaluate.known_scores(run, run.path, score | other) is None
     another = run._replace(path=runs / "beta2/seed1")  # other weights
@@ -304,12 +307,51 @@ def test_known_scores_are_those_of_the_same_question(runs):
     assert evaluate.known_scores(run, runs, score) is None
 
 
+def test_another_metric_is_scored_beside_those_that_are_known(squares, tmp_path, monkeypatch):
+    scores = {"beta_vae_paper": 0.5, "mig": 0.1}
+    folder = make_run(tmp_path / "runs", squares, "beta2", 0, scores=scores)
+    settings = tmp_path / "few.yaml"
+    settings.write_text("irs: {num_samples: 48}")
+    facts = json.loads((folder / "evaluation.json").read_text())
+    facts["settings"] = {"irs": {"num_samples": 48}}
+    (folder / "evaluation.json").write_text(json.dumps(facts))
+    arguments = ["--checkpoint", str(folder), "--config", str(settings), "--device", "cpu"]
+    assert evaluate.main([*arguments, "--metrics", "mig,irs"]) == 0
+    scored = json.loads((folder / "metrics.json").read_text())
+    assert list(scored) == ["beta_vae_paper", "mig", "irs"]
+    assert (scored["beta_vae_paper"]["score"], scored["mig"]["score"]) == (0.5, 0.1)
+    monkeypatch.setattr(evaluate, "score_run", never)
+    assert evaluate.main([*arguments, "--metrics", "irs"]) == 0
+    assert evaluate.main([*arguments, "--metrics", "beta_vae_paper,mig,irs"]) == 0
+
+
+def test_a_study_leaves_out_a_run_that_has_another_configuration(squares, tmp_path, capsys):
+    folder = make_run(tmp_path / "runs", squares, "beta4", 0)
+    (folder / "config.yaml").write_text(config.to_yaml(load_checkpoint(folder)["config"]))
+    study = {"name": "tiny", "seeds": [0], "metrics": "mig", "runs": [beta4(squares)]}
+    study["runs"][0]["overrides"]["train.steps"] = 5
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    arguments = ["--study", str(tmp_path / "study.yaml"), "--runs", str(tmp_path / "runs")]
+    assert report.main([*arguments, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    printed = capsys.readouterr()
+    assert f"{folder}: has not the configuration of the study, left out" in printed.out
+    assert "there is no finished run" in printed.err
+
+
+def beta4(squares):
+    """The entry of a study that describes make_run(..., "beta4", ...)."""
+    overrides = {"dataset": {"name": "npz", "path": str(squares)}}
+    overrides |= {"objective": {"name": "beta_vae", "beta": 4}, "model.latent_dim": 3}
+    overrides |= {"train.batch_size": 8, "train.device": "cpu", "train.steps": 4}
+    return {"config": "config/twoD_vae.yaml", "name": "beta4", "overrides": overrides}
+
+
 def test_a_study_is_scored_once(squares, tmp_path, monkeypatch, capsys):
     settings = tmp_path / "few.yaml"
     settings.write_text("mig: {num_samples: 48}")
     folder = make_run(tmp_path / "runs", squares, "beta4", 0)
-    study = {"name": "tiny", "seeds": "0-1", "metrics": "mig"}
-    study["runs"] = [{"config": "config/twoD_vae.yaml", "name": "beta4"}]
+    (folder / "config.yaml").write_text(config.to_yaml(load_checkpoint(folder)["config"]))
+    study = {"name": "tiny", "seeds": "0-1", "metrics": "mig", "runs": [beta4(squares)]}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     arguments = ["--study", str(tmp_path / "study.yaml"), "--runs", str(tmp_path / "runs")]
     arguments += ["--out", str(tmp_path / "out"), "--config", str(settings), "--device", "cpu"]

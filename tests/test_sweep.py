@@ -114,6 +114,10 @@ def test_later_keys_win_and_the_whole_study_shares_train(study):
         (["model.lr=1.0000001,1.0000002"], ["'twoD-lr1' is taken"]),
         (["--jobs", "0"], ["--jobs", "0", "1 or more"]),
         (["train.device=tpu"], ["train.device", "'tpu'"]),
+        (
+            ["objective={name: controlled_vae, beta_min: 500}"],
+            ["twoD", "objective.beta_min: 500", "at most beta_start, 100"],
+        ),
     ],
 )
 def test_a_mistake_on_the_command_line_is_named_and_nothing_starts(
@@ -313,6 +317,54 @@ def test_a_published_run_is_complete_and_reported_where_runs_is_empty(
     stamp = (kept / "checkpoint.pt").stat().st_mtime_ns
     assert publish.main(["--study", path, "--runs", str(runs)]) == 0  # once is enough
     assert (kept / "checkpoint.pt").stat().st_mtime_ns == stamp
+
+
+def test_a_published_run_of_fewer_steps_is_trained_anew_and_replaced(
+    study, capsys, tmp_path, monkeypatch
+):
+    published, runs, away = (tmp_path / name for name in ("published", "runs", "away"))
+    monkeypatch.setattr(Study, "published", published)
+    one = {"config": "config/twoD_vae.yaml", "name": "one"}
+    path = study(one)
+    assert sweep.main(["--study", path, "--runs", str(runs)]) == 0
+    assert publish.main(["--study", path, "--runs", str(runs)]) == 0
+    kept, written = published / "one/seed0", (published / "one/seed0/config.yaml").read_text()
+
+    one["overrides"]["train.steps"] = 6
+    path = study(one)
+    (member,) = members(load_study(path))
+    found = sweep.find(member, away, published)
+    assert (found.path, found.complete) == (away / "one/seed0", False)
+    there = [*sweep.train_arguments(sweep.find(member, published))]
+    assert train.main(there) == 2
+    assert "one/seed0 holds weights only, of step 4" in capsys.readouterr().err
+    assert (kept / "config.yaml").read_text() == written
+
+    assert sweep.main(["--study", path, "--runs", str(away)]) == 0
+    assert publish.main(["--study", path, "--runs", str(away)]) == 0
+    assert load_checkpoint(kept)["step"] == 6
+    assert sweep.find(member, tmp_path / "nowhere", published).complete
+
+
+def test_a_study_has_a_folder_of_its_own(study, monkeypatch):
+    path = study({"config": "config/twoD_vae.yaml", "name": "one"})
+    for module, does in ((sweep, "sweep"), (publish, "publish_study"), (report, "started")):
+        asked = []
+
+        def note(*arguments, asked=asked):
+            asked.extend(getattr(argument, "runs", argument) for argument in arguments)
+            raise ValueError("enough")
+
+        monkeypatch.setattr(module, does, note)
+        assert module.main(["--study", path]) == 2
+        assert Path("runs/studies/small") in asked
+
+
+def test_a_study_s_metrics_are_checked_before_anything_starts(study, capsys, tmp_path):
+    path = study({"config": "config/twoD_vae.yaml"}, metrics="mig,bogus")
+    assert sweep.main(["--study", path, "--runs", str(tmp_path / "runs")]) == 2
+    assert "key 'metrics': unknown metric 'bogus'" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_git_keeps_the_records_of_a_study_and_leaves_out_what_can_be_made_again():
