@@ -17,6 +17,7 @@ import config
 import train
 from config.study import Study, load_study, member_folder, members
 from training import load_checkpoint, save_checkpoint
+from training.checkpoint import OF_OBJECTIVE
 
 LARGE = 8e6  # bytes of weights from which a published checkpoint holds them in half precision
 
@@ -76,7 +77,7 @@ def publish(run: Path, name: str, out: Path, pictures: bool = True) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for source, target in files.items():
         shutil.copyfile(run / source, out / target.format(name=name))
-    large = sum(tensor.nbytes for tensor in state["model"].values()) > LARGE
+    large = sum(tensor.nbytes for tensor in slim(state, half=False)["model"].values()) > LARGE
     save_checkpoint(out / f"{name}.pt", slim(state, half=large))
     print(f"published {run} as {out / name}")
 
@@ -116,9 +117,10 @@ def lacking(state: dict[str, Any], run: Path, files: Iterable[str]) -> str:
 
 
 def slim(state: dict[str, Any], half: bool) -> dict[str, Any]:
-    """A checkpoint without what only training needs."""
-    kept = {key: state[key] for key in ("config", "image_shape", "model", "step")}
-    return kept | {"model": _halved(state["model"]) if half else state["model"]}
+    """A checkpoint without what only training needs: optimisers, an objective's own state."""
+    kept = {key: state[key] for key in ("config", "image_shape", "step")}
+    weights = {k: w for k, w in state["model"].items() if not k.startswith(OF_OBJECTIVE)}
+    return kept | {"model": _halved(weights) if half else weights}
 
 
 def _halved(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+OF_OBJECTIVE = "objective."  # weights of a VAE's objective: none of its codes depends on them
+
 
 class CheckpointError(ValueError):
     """The file is not there, is torn, or holds something else."""
@@ -74,12 +76,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def restore(model: nn.Module, state: dict[str, Any], path: Path, *, optimizers: bool) -> None:
     """Load a checkpoint's weights (and optimisers) into a model of its configuration.
 
+    Without the optimisers, what an objective keeps for training (a discriminator) may lack too.
     Raises CheckpointError where they do not fit, or where it was published without optimisers.
     """
     if optimizers and "optimizers" not in state:
         raise CheckpointError(f"{path} holds weights only: a training cannot go on from it")
     try:
-        model.load_state_dict(state["model"])
+        wrong = model.load_state_dict(state["model"], strict=False)
+        lacks = [k for k in wrong.missing_keys if optimizers or not k.startswith(OF_OBJECTIVE)]
+        if lacks or wrong.unexpected_keys:
+            raise LookupError(", ".join([*lacks, *wrong.unexpected_keys]))
         for name, optimizer in model.optimizers.items() if optimizers else ():
             optimizer.load_state_dict(state["optimizers"][name])
     except (RuntimeError, ValueError, LookupError) as error:
