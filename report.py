@@ -49,6 +49,7 @@ MAIN = {  # the metrics of the first table
     "mig": "MIG",
     "sap": "SAP",
     "dci_disentanglement": "DCI",
+    "dci_fast_disentanglement": "DCI, fast",
 }
 FACTS = {"recon": "recon, nats", "kl": "KL, nats", "images_seen": "images seen"}
 FACTS |= {"minutes": "minutes", "commit": "commit"}
