@@ -121,16 +121,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def started(runs: Path, study: Study) -> list[Path]:
     """Folders of the members of a study that have begun or are published; a line for each other."""
-    folders = []
+    folders, waiting = [], {}
     for member in members(study):
         values = train.resolve(member.config, list(member.overrides))
         folder = locate(member, values, runs, study.published)
         if not folder.exists():
-            print(f"{folder}: not started, left out")
+            waiting.setdefault(member.name, []).append(str(member.seed))
         elif (folder / "checkpoint.pt").exists() and not train.holds(folder, values):
             print(f"{folder}: has not the configuration of the study, left out")
         else:
             folders.append(folder)
+    for name, seeds in waiting.items():
+        print(f"{name}: not started, left out: seed {', '.join(seeds)}")
     return folders
 
 

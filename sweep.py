@@ -217,15 +217,13 @@ def find(member: Member, runs: Path, published: Path | None = None) -> Run:
 def locate(
     member: Member, values: dict[str, Any], runs: Path, published: Path | None = None
 ) -> Path:
-    """Where a member is: in runs or, if nothing of it is there, where the very same is published.
+    """Where a member is: where the very same is published, whose scores can be kept, or in runs.
 
     values: its resolved configuration; published: such as Study.published; None: runs count only.
     """
-    own = member_folder(member, runs)
-    if published is None or (own / "checkpoint.pt").exists():
-        return own
-    other = member_folder(member, published)
-    return other if train.holds(other, values) else own
+    if published is not None and train.holds(member_folder(member, published), values):
+        return member_folder(member, published)
+    return member_folder(member, runs)
 
 
 def refuse_metrics(study: Study) -> None:

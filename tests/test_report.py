@@ -356,7 +356,7 @@ def test_a_study_is_scored_once(squares, tmp_path, monkeypatch, capsys):
     arguments = ["--study", str(tmp_path / "study.yaml"), "--runs", str(tmp_path / "runs")]
     arguments += ["--out", str(tmp_path / "out"), "--config", str(settings), "--device", "cpu"]
     assert report.main(arguments) == 0
-    assert f"{folder.parent / 'seed1'}: not started, left out" in capsys.readouterr().out
+    assert "beta4: not started, left out: seed 1\n" in capsys.readouterr().out
     score = json.loads((folder / "metrics.json").read_text())["mig"]["score"]
     assert pd.read_csv(tmp_path / "out/results.csv")["mig"].tolist() == pytest.approx([score])
     first = (tmp_path / "out/results.md").read_text()

@@ -308,7 +308,8 @@ def test_a_published_run_is_complete_and_reported_where_runs_is_empty(
     found = {m: sweep.find(m, away, load_study(path).published) for m in (one3, two3, one5, two5)}
     assert [run.complete for run in found.values()] == [True, False, False, False]
     assert found[one3].path == kept
-    assert sweep.find(one3, runs, load_study(path).published).path == runs / "one/seed3"
+    assert sweep.find(one3, runs, load_study(path).published).path == kept
+    assert sweep.find(two3, runs, load_study(path).published).path == runs / "two/seed3"
     assert not sweep.find(one3, away).complete  # of a sweep without a study
     assert report.started(away, load_study(path)) == [kept]
     assert train.main([*sweep.train_arguments(found[one3])]) == 0  # and for train.py
