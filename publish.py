@@ -105,6 +105,8 @@ def publish_study(study: Study, runs: Path) -> None:
             shutil.copyfile(run / source, target / source)
         save_checkpoint(target / "checkpoint.pt", slim(state, half=True))
         print(f"published {run} as {target}")
+    there = len(list(study.published.glob("*/seed*/checkpoint.pt")))
+    print(f"{there} runs are in {study.published}")
 
 
 def lacking(state: dict[str, Any], run: Path, files: Iterable[str]) -> str:
