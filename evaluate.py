@@ -257,14 +257,15 @@ def score_run(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, dict[s
         text = f"'{run.data.name}' has no factors to score; pictures are in {folder}"
         print(f"{run.label}: {text}")
         return {}
-    known = _kept(run, folder, score)
+    question = asked(run, score)
+    known = _kept(folder, question)
     missing = [key for key in score["metrics"] if key not in known]
     codes, logvar = encode(run.model, run.data, run.label)
     known |= _score(codes, run.data.grid, logvar, score | {"metrics": missing})
     scores = {key: known[key] for key in METRICS if key in known}
     draw(run.model, run.data, folder, scores, run.label)
     facts = {"checkpoint": str(run.path), "step": run.step, "images_seen": run.images_seen}
-    facts |= {"precision": str(run.model.dtype).removeprefix("torch."), **asked(run, score)}
+    facts |= {"precision": str(run.model.dtype).removeprefix("torch."), **question}
     facts |= provenance() | {"hardware": hardware(next(run.model.parameters()).device)}
     write_json(folder / "metrics.json", scores)
     write_json(folder / "evaluation.json", facts)
@@ -290,23 +291,22 @@ def _code_of_metrics() -> str:
 
 def known_scores(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, Any] | None:
     """What is asked for of the scores that `score_run` has left in a folder, None if some lack."""
-    known = _kept(run, folder, score)
+    known = _kept(folder, asked(run, score))
     if not known or not set(score["metrics"]) <= set(known):
         return None
     print(f"{run.label}: scored before; without {folder / 'metrics.json'} it is scored again")
     return {key: known[key] for key in score["metrics"]}
 
 
-def _kept(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, Any]:
-    """All scores that `score_run` has left in a folder, {} where they are of something else."""
+def _kept(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
+    """All scores that `score_run` has left in a folder, {} if they answer another question."""
     try:
         facts, scores = (
             json.loads((folder / name).read_text()) for name in ("evaluation.json", "metrics.json")
         )
     except (FileNotFoundError, json.JSONDecodeError):  # never scored, or by hand
         return {}
-    wanted = asked(run, score)
-    return scores if {key: facts.get(key) for key in wanted} == wanted else {}
+    return scores if {key: facts.get(key) for key in question} == question else {}
 
 
 def model_of(state: dict[str, Any], path: Path, device: torch.device) -> nn.Module:

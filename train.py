@@ -22,7 +22,6 @@ from models.fast import keep_freed_memory
 from models.objectives import OBJECTIVES
 from training import (
     Batches,
-    CheckpointError,
     Log,
     NonFiniteError,
     PeerError,
@@ -31,6 +30,7 @@ from training import (
     choose_precision,
     hardware,
     load_checkpoint,
+    need_optimizers,
     process_group,
     provenance,
     rank_label,
@@ -114,16 +114,6 @@ def is_complete(state: dict[str, Any] | None, path: Path, steps: int) -> bool:
     return "optimizers" not in state or (path / LAST_PICTURE).exists()
 
 
-def refuse_weights_only(path: Path, steps: int) -> None:
-    """Raise CheckpointError where a longer run would have to go on from published weights."""
-    state = saved_state(path)
-    if state and "optimizers" not in state and state["step"] < steps:
-        raise CheckpointError(
-            f"{path} holds weights only, of step {state['step']:,}: a training of {steps:,} steps "
-            "cannot go on from it. Choose another folder (--runs)."
-        )
-
-
 def as_resolved(text: str) -> str:
     """The text of a run's config.yaml with the defaults of keys that it was written without."""
     return config.to_yaml(config.validate(SCHEMA, config.parse_yaml(text)))
@@ -141,7 +131,9 @@ def run(values: dict[str, Any], runs: Path) -> int:
     """Train the run that `values` describe until it is complete or interrupted; its exit code."""
     device = choose_device(values["train"]["device"])
     path = run_path(values, runs)
-    refuse_weights_only(path, values["train"]["steps"])
+    state = saved_state(path)
+    if state and state["step"] < values["train"]["steps"]:
+        need_optimizers(state, path)  # before the folder takes over the longer configuration
     with process_group(device) as (rank, processes):
         if rank > 0:
             wait_for_all()  # rank 0 has made or refused the folder

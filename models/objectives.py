@@ -215,7 +215,7 @@ class FactorVAE(nn.Module):
         real, fake = logits.chunk(2)
         d_loss = 0.5 * (F.softplus(-real) + F.softplus(fake)).mean()
         tc = real.detach().mean()
-        # One pass serves both players, a seventh off a step's time: a logit's slope in z weighs
+        # One pass serves both players, 9 % off a step's time: a logit's slope in z weighs
         # -sigmoid(-real) / 2B in d_loss and gamma / B in gamma TC, and z hands on the latter.
         ratio = -2 * self.gamma * (1 + real.detach().clamp(max=MAX_LOGIT).exp())
         if z.requires_grad:

@@ -1,7 +1,13 @@
 """The loop and what it stands on: batches, checkpoints, logs, device and precision."""
 
 from training.batches import Batches
-from training.checkpoint import CheckpointError, load_checkpoint, restore, save_checkpoint
+from training.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    need_optimizers,
+    restore,
+    save_checkpoint,
+)
 from training.device import choose_device, choose_precision, hardware
 from training.folder import RunFolder, RunFolderError, provenance, refuse_another
 from training.logs import Log, speeds
@@ -21,6 +27,7 @@ __all__ = [
     "choose_precision",
     "hardware",
     "load_checkpoint",
+    "need_optimizers",
     "process_group",
     "provenance",
     "rank_label",

@@ -73,14 +73,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def need_optimizers(state: dict[str, Any], path: Path) -> None:
+    """Raise CheckpointError for published weights, which lack what a training goes on with."""
+    if "optimizers" not in state:
+        raise CheckpointError(
+            f"{path} holds weights only, of step {state['step']:,}: a training cannot go on from it"
+        )
+
+
 def restore(model: nn.Module, state: dict[str, Any], path: Path, *, optimizers: bool) -> None:
     """Load a checkpoint's weights (and optimisers) into a model of its configuration.
 
     Without the optimisers, what an objective keeps for training (a discriminator) may lack too.
     Raises CheckpointError where they do not fit, or where it was published without optimisers.
     """
-    if optimizers and "optimizers" not in state:
-        raise CheckpointError(f"{path} holds weights only: a training cannot go on from it")
+    if optimizers:
+        need_optimizers(state, path)
     try:
         wrong = model.load_state_dict(state["model"], strict=False)
         lacks = [k for k in wrong.missing_keys if optimizers or not k.startswith(OF_OBJECTIVE)]
