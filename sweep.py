@@ -1,6 +1,7 @@
 """Train many runs: python sweep.py --config config/twoD.yaml objective.beta=1,4,8 seed=0-4
 
 A study of several configurations: python sweep.py --study config/studies/twoD.yaml
+A part of it: python sweep.py --study config/studies/twoD.yaml name=twoD_vae,twoD_factor seed=0-2
 Every run is one train.py, on this machine or on SLURM (--cluster slurm). The same command again
 skips the runs that are complete and goes on with the others.
 """
@@ -33,7 +34,7 @@ from tqdm import tqdm
 
 import config
 import train
-from config.study import Member, Study, load_study, member_folder, members, study_of
+from config.study import Member, Study, choose, load_study, member_folder, members, study_of
 from data import load_dataset
 from metrics import select
 from models import build_model
@@ -132,24 +133,29 @@ def main(arguments: list[str] | None = None) -> int:
         "--runs", type=Path, help="folder of all runs; default: runs, a study's runs/studies/<name>"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would run, for how long")
-    parser.add_argument("overrides", nargs="*", metavar="key=a,b", help="every combination runs")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=a,b",
+        help="every combination runs; with --study, name=a,b and seed=0-2 choose among its runs",
+    )
     options = parser.parse_intermixed_args(arguments)
     try:
         for name in ("jobs", "threads"):
             given = getattr(options, name)
             if given is not None and given < 1:
                 raise ValueError(f"--{name}: {given} is not allowed; allowed: 1 or more")
-        if options.study and options.overrides:
-            raise ValueError(f"'{options.overrides[0]}' goes with --config; write it in the study")
         if options.cluster == "slurm" and not shutil.which("sbatch"):
             raise ValueError("--cluster: 'slurm' is not available here (no sbatch); allowed: local")
         if options.study:
             study = load_study(options.study)
             refuse_metrics(study)
+            chosen = choose(study, options.overrides)
         else:
             study = study_of(options.config, options.overrides)
+            chosen = members(study)
         options.runs = options.runs or (study.home if options.study else Path("runs"))
-        return sweep(study, options)
+        return sweep(study, chosen, options)
     except (ValueError, OSError, FailedJobError) as error:  # the last: what sbatch answered
         print(f"sweep.py: {error}", file=sys.stderr)
         return train.EXIT_BAD_INPUT
@@ -158,10 +164,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
-def sweep(study: Study, options: argparse.Namespace) -> int:
-    """Train what is not complete; the exit code. Raises ValueError before anything has started."""
+def sweep(study: Study, chosen: list[Member], options: argparse.Namespace) -> int:
+    """Train what is not complete of the chosen members of a study; the exit code.
+
+    Raises ValueError before anything has started.
+    """
     published = study.published if options.study else None
-    runs = [find(member, options.runs, published) for member in members(study)]
+    runs = [find(member, options.runs, published) for member in chosen]
     todo = [run for run in runs if not run.complete]
     refuse_unbuildable(todo)
     workers = share(study, todo, options)

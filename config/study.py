@@ -158,6 +158,32 @@ def members(study: Study) -> list[Member]:
     ]
 
 
+def choose(study: Study, choices: list[str]) -> list[Member]:
+    """The members that `name=twoD_vae,twoD_factor seed=0-2` names; a key left out chooses all.
+
+    Raises ConfigError: what is chosen and not in the study.
+    """
+    found = members(study)
+    for choice in choices:
+        key, text = split_override(choice)
+        if key not in ("name", "seed"):
+            raise ConfigError(
+                f"'{choice}' goes with --config, or into the study's file; allowed with --study: "
+                "name=a,b and seed=0-2, which choose among its runs"
+            )
+        try:
+            asked = text.split(",") if key == "name" else parse_seeds(text)
+        except PydanticCustomError as error:
+            raise ConfigError(f"{key}: {text!r} is not allowed; allowed: {error}") from error
+        there = list(dict.fromkeys(getattr(member, key) for member in found))
+        for value in asked:
+            if value not in there:
+                allowed = ", ".join(map(str, there))
+                raise ConfigError(f"{key}: {value!r} is not in the study; allowed: {allowed}")
+        found = [member for member in found if getattr(member, key) in asked]
+    return found
+
+
 def member_folder(member: Member, runs: Path) -> Path:
     """The folder of a member in a folder of runs, such as Study.home or Study.published."""
     return runs / member.name / f"seed{member.seed}"

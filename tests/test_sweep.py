@@ -17,7 +17,7 @@ import publish
 import report
 import sweep
 import train
-from config.study import Study, load_study, members, study_of
+from config.study import Study, choose, load_study, members, study_of
 from training import RunFolder, load_checkpoint, save_checkpoint
 
 STUDIES = sorted(Path("config/studies").glob("*.yaml"))
@@ -163,6 +163,42 @@ def test_a_mistake_in_a_study_is_named(capsys, study, tmp_path, runs, keys, part
     message = capsys.readouterr().err
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("choices", "labels"),
+    [
+        ([], ["one/3", "two/3", "one/4", "two/4", "one/5", "two/5"]),
+        (["name=two"], ["two/3", "two/4", "two/5"]),
+        (["name=two,one", "seed=4-5"], ["one/4", "two/4", "one/5", "two/5"]),  # the study's order
+        (["seed=3,5", "name=one"], ["one/3", "one/5"]),
+    ],
+)
+def test_a_part_of_a_study_is_chosen_by_name_and_seed(study, choices, labels):
+    one = {"config": "config/twoD.yaml", "name": "one"}
+    path = study(one, one | {"name": "two"}, seeds="3-5")
+    found = choose(load_study(path), choices)
+    assert [f"{member.name}/{member.seed}" for member in found] == labels
+
+
+@pytest.mark.parametrize(
+    ("choice", "parts"),
+    [
+        ("name=one,three", ["name: 'three' is not in the study", "allowed: one"]),
+        ("seed=2-4", ["seed: 2 is not in the study", "allowed: 3, 4, 5"]),
+        ("seed=some", ["seed: 'some'", "0-2,7"]),
+        ("seed=", ["seed: ''", "0-2,7"]),
+        ("train.steps=3", ["'train.steps=3' goes with --config", "name=a,b and seed=0-2"]),
+    ],
+)
+def test_a_choice_that_a_study_does_not_offer_is_named(capsys, study, tmp_path, choice, parts):
+    runs = tmp_path / "runs"
+    path = study({"config": "config/twoD.yaml", "name": "one"}, seeds="3-5")
+    assert sweep.main(["--study", path, "--runs", str(runs), choice]) == 2
+    message = capsys.readouterr().err
+    for part in parts:
+        assert part in message
+    assert not runs.exists()
 
 
 def test_another_configuration_in_a_folder_stops_the_sweep_before_it_starts(
