@@ -76,6 +76,13 @@ def main(arguments: list[str] | None = None) -> int:
         default=1,
         help="draws a metric, for mean and spread (0 where a draw takes all samples)",
     )
+    parser.add_argument(
+        "--min-kl",
+        type=float,
+        metavar="NATS",
+        help="latents whose KL to the prior is below it count as constant (needs a posterior); "
+        "default: all latents count, as in the published protocols",
+    )
     parser.add_argument("--out", type=Path, help="folder for metrics.json and pictures")
     parser.add_argument("--json", type=Path, help="write the scores to this file too")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
@@ -95,6 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"--seed: {options.seed} is not allowed; allowed: 0 or more")
         if options.repeats < 1:
             raise ValueError(f"--repeats: {options.repeats} is not allowed; allowed: 1 or more")
+        if options.min_kl is not None and not options.min_kl > 0:
+            raise ValueError(f"--min-kl: {options.min_kl} is not allowed; allowed: more than 0")
         if options.json and options.json.is_dir():
             raise ValueError(f"--json: {options.json} is a folder, not a file to write")
         score = {
@@ -102,6 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
             "seed": options.seed,
             "repeats": options.repeats,
             "settings": settings,
+            "min_kl": options.min_kl,
         }
         if options.codes:
             result = score_arrays(options.codes, score)
@@ -279,7 +289,7 @@ def asked(run: Run, score: dict[str, Any]) -> dict[str, Any]:
     with open(file, "rb") as checkpoint:
         weights = hashlib.file_digest(checkpoint, "sha256").hexdigest()
     facts = {"checkpoint_sha256": weights, "metrics_sha256": _code_of_metrics()}
-    facts |= {key: score[key] for key in ("seed", "repeats", "settings")}
+    facts |= {key: score.get(key) for key in ("seed", "repeats", "settings", "min_kl")}
     return json.loads(json.dumps(facts))  # as it is read from a file: with lists for tuples
 
 
@@ -376,7 +386,28 @@ def _matrices(scores: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(k, e["matrix"]) for k, e in scores.items() if k in keys and e.get("matrix")]
 
 
+def without_dead(codes: np.ndarray, logvar: np.ndarray | None, min_kl: float) -> np.ndarray:
+    """Codes (N, D), those of latents of less than min_kl nats (mean KL to N(0, 1)) set to 0.
+
+    A latent that the decoder ignores still has means, of any scale, and they may follow a factor:
+    metrics that do not look at the scale, such as MIG, count them. Raises ValueError where there is
+    no posterior or no latent is left.
+    """
+    if logvar is None:
+        raise ValueError("--min-kl: these codes have no posterior (no log-variances)")
+    kl = 0.5 * (np.square(codes) + np.exp(logvar) - 1 - logvar).mean(0, dtype=np.float64)
+    if not (kl >= min_kl).any():
+        raise ValueError(
+            f"--min-kl: {min_kl} is not allowed; the largest KL is {kl.max():.3g} nats"
+        )
+    print(f"{(kl < min_kl).sum()} of {len(kl)} latents have less than {min_kl:g} nats")
+    return np.where(kl >= min_kl, codes, 0)
+
+
 def _score(codes, factors, logvar, score, names=None) -> dict[str, dict[str, Any]]:
+    score = dict(score)
+    if (min_kl := score.pop("min_kl", None)) is not None:
+        codes = without_dead(codes, logvar, min_kl)
     if names is not None:
         codes, factors = as_samples(codes, factors, names), None
     with tqdm(total=len(score["metrics"]), desc="score", unit=" metrics", leave=False) as bar:
@@ -385,7 +416,9 @@ def _score(codes, factors, logvar, score, names=None) -> dict[str, dict[str, Any
             bar.total, bar.n = total, done
             bar.set_description(f"score {name}")
 
-        return score_all(codes, factors, logvar=logvar, progress=progress, **score)
+        scores = score_all(codes, factors, logvar=logvar, progress=progress, **score)
+    said = {} if min_kl is None else {"min_kl": min_kl}
+    return {key: said | entry for key, entry in scores.items()}
 
 
 def folder_of(run: Run, out: Path | None, several: bool) -> Path:

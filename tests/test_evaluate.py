@@ -217,6 +217,52 @@ def test_what_cannot_be_written_or_repeated_is_refused_before_any_work(tmp_path,
     assert "--repeats: 0 is not allowed" in capsys.readouterr().err
 
 
+def test_latents_below_a_kl_count_as_constant(tmp_path, capsys):
+    factors = np.stack(np.unravel_index(np.arange(2000) % 20, (4, 5)), 1)
+    live = factors / (1.5, 2.0) - 1  # one each, and copies that the decoder would not see
+    kl = 0.5 * ((live[:, 0] ** 2).mean() + np.exp(-4) - 1 + 4)
+    path, out = tmp_path / "codes.npz", tmp_path / "out.json"
+    logvar = np.tile([-4.0, -4.0, -1e-4, -1e-4], (2000, 1))
+    np.savez(path, codes=np.c_[live, 0.01 * live], factors=factors, logvar=logvar)
+    command = ["--codes", str(path), "--metrics", "mig", "--json", str(out), "mig.num_samples=2000"]
+
+    def score(*arguments):
+        assert evaluate.main([*command, *arguments]) == 0
+        return json.loads(out.read_text())["mig"]
+
+    all_count = score()
+    assert all_count["score"] == pytest.approx(0, abs=1e-9)
+    assert "min_kl" not in all_count
+    found = score("--min-kl", "0.05")
+    assert found["score"] == pytest.approx(1, abs=1e-3)  # a finite sample gives chance its share
+    assert np.allclose(np.array(found["matrix"]["values"])[2:], 0)
+    assert found["min_kl"] == 0.05
+    assert "2 of 4 latents have less than 0.05 nats" in capsys.readouterr().out
+    found = score("--min-kl", f"{kl - 0.01}")["per_factor"]  # that of factor 1 is .03 lower
+    assert (found["factor 0"], found["factor 1"]) == pytest.approx((1, 0), abs=1e-2)
+
+    np.savez(path, codes=live, factors=factors)
+    for arguments, part in [
+        (["0.05"], "no posterior"),
+        (["0"], "--min-kl: 0.0 is not allowed"),
+        (["nan"], "--min-kl: nan is not allowed"),
+    ]:
+        assert evaluate.main([*command, "--min-kl", *arguments]) == 2
+        assert part in capsys.readouterr().err
+    np.savez(path, codes=live, factors=factors, logvar=np.zeros_like(live))
+    assert evaluate.main([*command, "--min-kl", "9"]) == 2
+    assert "the largest KL is" in capsys.readouterr().err
+
+
+def test_scores_of_live_latents_are_not_kept_for_those_of_all(run, capsys):
+    command = ["--checkpoint", str(run), "--device", "cpu", *FEW]
+    assert evaluate.main([*command, "--min-kl", "1e-9"]) == 0
+    assert evaluate.main(command) == 0
+    assert "scored before" not in capsys.readouterr().out
+    assert evaluate.main(command) == 0
+    assert "scored before" in capsys.readouterr().out
+
+
 def test_matrices_of_codes_are_drawn(tmp_path):
     path, _ = write_codes(tmp_path / "codes.npz", names=np.array([b"a", b"b", b"c", b"d"]))
     settings = ["dci_fast.num_train=200", "dci_fast.num_test=100"]
