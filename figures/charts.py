@@ -1,6 +1,7 @@
 """Charts of numbers: what a log recorded, codes against factors, scores against published ones."""
 
 import csv
+import math
 import re
 from collections.abc import Sequence
 from os import PathLike
@@ -15,7 +16,7 @@ from PIL import Image
 
 from figures.canvas import ACTIVE_NATS, save_png
 
-# Panel -> (unit, the columns of the log that it shows). What is in no panel is not drawn.
+# Panel -> (unit, the columns of the log that it shows); the last one takes what no other claims.
 PANELS = {
     "Reconstruction error": ("nats per image", r"recon"),
     "KL divergence": ("nats per image", r"kl|capacity"),
@@ -28,7 +29,9 @@ PANELS = {
     "Information bound of each code": ("nats", r"mi_\d+"),
     "Accuracy of the discriminator": ("share right", r"d_real|d_fake"),
     "Diversity of real and made images": ("standard deviation", r"std_real|std_fake"),
+    "Other terms": ("as logged", r".+"),
 }
+UNDRAWN = ("loss", "r1")  # unless there is nothing else: sums and penalties of what is drawn
 LABELS = 13  # that fit beside a panel
 LOG_FROM = 5  # a reconstruction error that fell by this factor is drawn on a log scale
 FAINT = 0.05  # rows of a matrix below this share of its maximum follow no factor
@@ -39,20 +42,18 @@ SETTINGS = {"dpi": 100, "layout": "constrained", "facecolor": "white"}
 def loss_curves(log_csv: str | PathLike, path: str | PathLike, *, title: str) -> Path:
     """Draw the terms of a training log (columns step, images and terms) against steps.
 
-    Which panels there are follows from the columns (PANELS). Raises ValueError if there is no
-    column, or no row, that a panel could show.
+    Which panels there are follows from the columns (PANELS). Raises ValueError if there is no term,
+    or no row.
     """
     log = _read_log(log_csv)
-    panels = {
-        name: (unit, [column for column in log if re.fullmatch(pattern, column)])
-        for name, (unit, pattern) in PANELS.items()
-    }
-    panels = {name: (unit, columns) for name, (unit, columns) in panels.items() if columns}
+    terms = [name for name in log if name not in ("step", "images")]
+    left, panels = [name for name in terms if name not in UNDRAWN] or terms, {}
+    for name, (unit, pattern) in PANELS.items():
+        if columns := [column for column in left if re.fullmatch(pattern, column)]:
+            panels[name] = unit, columns
+            left = [column for column in left if column not in columns]
     if not panels or "step" not in log:
-        raise ValueError(
-            f"{log_csv}: no numbers to draw; a step and one of "
-            f"{', '.join(pattern for _, pattern in PANELS.values())} are needed"
-        )
+        raise ValueError(f"{log_csv}: no numbers to draw; a step and a term are needed")
     steps = log["step"]
     window = 2 * (len(steps) // 60) + 1
     note = f"bold: running mean of {window} logged rows; faint: as logged"
@@ -167,16 +168,23 @@ def bars(
 
 
 def _read_log(path: str | PathLike) -> dict[str, np.ndarray]:
-    """Step, images and the columns that a panel shows, as floats; an empty cell is nan.
+    """The columns as floats; an empty cell is nan.
 
     Rows without a step and columns without a number are left out.
     """
     with open(path, newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get("step")]
-    known = "|".join(["step", "images", *(pattern for _, pattern in PANELS.values())])
-    names = [name for name in (rows[0] if rows else []) if name and re.fullmatch(known, name)]
-    columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
+    names = [name for name in (rows[0] if rows else []) if name]
+    columns = {name: np.array([_number(row[name]) for row in rows]) for name in names}
     return {name: values for name, values in columns.items() if np.isfinite(values).any()}
+
+
+def _number(text: str | None) -> float:
+    """The number in a cell; nan where there is none."""
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan
 
 
 def _smooth(values: np.ndarray, window: int) -> np.ndarray:

@@ -119,15 +119,14 @@ def training_curves(
 ) -> Path:
     """Draw the terms of the logs of all seeds: a row a configuration, the mean and its range.
 
-    logs: configuration -> the log.csv (columns step and terms) of each of its runs. Raises
-    ValueError if there is no term of TERMS in any of them.
+    logs: configuration -> the log.csv (columns step and terms) of each of its runs. Terms are those
+    of TERMS, or the first ones of a log that has none of them.
     """
-    panels = {
-        name: [t for t in TERMS if any(t in log for log in runs)] for name, runs in logs.items()
-    }
-    panels = {name: terms for name, terms in panels.items() if terms}
-    if not panels:
-        raise ValueError(f"logs: none has one of {', '.join(TERMS)}")
+    panels = {}
+    for name, runs in logs.items():
+        there = list(dict.fromkeys(term for log in runs for term in log))
+        others = [term for term in there if term not in ("step", "images")]
+        panels[name] = [term for term in TERMS if term in there] or others[: len(TERMS)]
     columns = max(map(len, panels.values()))
     figure = Figure(figsize=(0.8 + 3.4 * columns, 0.7 + 2.3 * len(panels)), **SETTINGS)
     _title(figure, title, "line: mean over seeds; shaded: from the lowest to the highest")

@@ -2,7 +2,8 @@
 
 Contract: a model is an nn.Module with
     latent_dim, optimizers (name -> optimiser), dtype (of the convolutions)
-    train_step(x, step) -> terms (name -> 0-d tensor), x (B, C, H, W) in [0, 1]
+    train_step(x, step) -> terms (name -> 0-d tensor), the same ones at every step;
+        x (B, C, H, W) in [0, 1]
     encode(x) -> codes (B, D); decode(z) -> images (B, C, H, W) in [0, 1]
     sample(n, generator) -> z (n, D) from the prior
     span, trained_span: how far a traversal goes, and which part of that was trained (None: all)

@@ -1,7 +1,8 @@
 """What a VAE minimises: objective(vae, x, step, **hyperparameters) -> (loss, terms).
 
 x is (B, C, H, W) in [0, 1]; loss and terms are 0-d tensors in nats per image: summed over pixels
-and latents, averaged over the batch, so that beta and gamma mean what the papers mean. The keyword
+and latents, averaged over the batch, so that beta and gamma mean what the papers mean. Terms are
+the same ones at every step: they are the columns of the log. The keyword
 arguments are the keys of the YAML section `objective`, with their types, ranges and defaults.
 
 An objective with a state of its own (a discriminator, a controller) is an nn.Module: its keyword
@@ -138,7 +139,8 @@ class ControlVAE(nn.Module):
     I_{t-1} - k_i e unless the weight before was below beta_min (no wind-up). The weight starts at
     beta_min and has no upper end. C rises linearly from 0 to c_max nats over c_steps. From memory:
     the paper's C rises by .15 nats every 5,000 steps from .5 on, and k_p, k_i and beta_min here are
-    its values for disentangling.
+    its values for disentangling. An error of k_p / k_i nats or more (10 here, where C jumps) can
+    put I_t so far down that the weight stays at beta_min: let C rise slowly.
     """
 
     def __init__(
@@ -245,7 +247,7 @@ def beta_tcvae(
 
     The three parts add up to a sampled KL; what they have in common is taken from the closed form,
     recon + KL + (alpha - 1) MI + (beta - 1) TC + (gamma - 1) dwKL, the same in expectation with
-    less variance. sampling: minibatch-weighted (biased by up to log(dataset_size)) or -stratified.
+    less variance. sampling: minibatch-weighted (biased, see log_weights) or -stratified.
     """
     terms, q = elbo_terms(vae, x)
     parts = decompose_kl(q, dataset_size, sampling)
@@ -280,10 +282,13 @@ def log_normal(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
 def log_weights(batch_size: int, dataset_size: int, sampling: Literal["mws", "mss"]) -> Tensor:
     """log W (B, B): q(z_i) is estimated by sum_j W_ij q(z_i | x_j); Chen et al. 2018, app. C.
 
-    "mws": 1 / (N B) throughout. "mss": the sample's own image, on the diagonal, counts once in N,
-    one other stands for the part that the batch leaves over, the rest share what remains; rows sum
-    to 1. Raises ValueError if the data set is smaller than the batch.
+    "mws": 1 / (N B) throughout, which lowers log q(z) and each log q(z_d) by up to log N. "mss":
+    the sample's own image, on the diagonal, counts once in N, one other stands for the part that
+    the batch leaves over, the rest share what remains; rows sum to 1. Raises ValueError for a batch
+    of one and for one larger than the data set.
     """
+    if batch_size < 2:
+        raise ValueError("train.batch_size: an estimate of q(z) takes 2 images a process or more")
     if dataset_size < batch_size:
         raise ValueError(
             f"train.batch_size: {batch_size} is not allowed with {dataset_size} images"

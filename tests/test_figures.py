@@ -3,12 +3,14 @@
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
 from figures import canvas, charts, latents, motion
+from figures.study import training_curves
 
 GREY_GROUND, GREY_SPRITE = 153, 217  # .6 and .85 of white: a latent that carries nothing
 
@@ -337,9 +339,28 @@ def test_curves_of_a_gan_with_gaps_and_a_torn_row(figure, tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("terms", "panels"),
+    [
+        ({"recon": 3.0, "loss": 4.0}, {"Reconstruction error": ["recon"]}),
+        ({"loss": 4.0, "energy": 2.0}, {"Other terms": ["energy"]}),
+        ({"loss": 4.0}, {"Other terms": ["loss"]}),
+    ],
+)
+def test_terms_that_no_panel_claims_are_drawn_too(figure, tmp_path, terms, panels):
+    rows = [{"step": i, "images": 8 * i} | terms for i in range(1, 4)]
+    log = write_log(tmp_path / "log.csv", rows)
+    charts.loss_curves(log, tmp_path / "c.png", title="t")
+    found = {title: [t.get_text().split()[0] for t in ax.texts] for title, ax in figure().items()}
+    assert found == panels
+    frames = {"own": [pd.read_csv(log)], "vae": [pd.DataFrame({"step": [1], "kl": [2.0]})]}
+    training_curves(frames, tmp_path / "s.png", title="t")
+    assert (tmp_path / "s.png").exists()
+
+
 def test_a_log_of_one_row_is_drawn_and_an_empty_one_refused(tmp_path):
     charts.loss_curves(write_log(tmp_path / "1.csv", vae_rows(1)), tmp_path / "1.png", title="t")
-    for text in ("step,recon\n", "step,speed\n1,2\n"):
+    for text in ("step,recon\n", "step,images\n1,2\n"):
         (tmp_path / "0.csv").write_text(text)
         with pytest.raises(ValueError, match=r"0\.csv: no numbers to draw"):
             charts.loss_curves(tmp_path / "0.csv", tmp_path / "0.png", title="t")

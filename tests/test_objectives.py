@@ -137,6 +137,8 @@ def test_weighted_sampling_weighs_all_alike():
 def test_a_batch_larger_than_the_data_set_is_refused(sampling):
     with pytest.raises(ValueError, match=r"batch_size: 9 .* 8 images"):
         log_weights(9, 8, sampling)
+    with pytest.raises(ValueError, match=r"batch_size: .* 2 images"):
+        log_weights(1, 8, sampling)
 
 
 def test_tcvae_weighs_the_parts():

@@ -16,6 +16,7 @@ from conftest import CONFIGS
 import evaluate
 import publish
 import train
+from models.objectives import OBJECTIVES, vae_elbo
 from training import (
     Batches,
     CheckpointError,
@@ -136,6 +137,22 @@ def test_an_interruption_within_a_row_of_the_log_loses_no_term(command, tmp_path
     assert run("broken") == 0
     straight, broken = (tmp_path / name / "small/seed0/log.csv" for name in ("straight", "broken"))
     assert straight.read_bytes() == broken.read_bytes()
+
+
+@pytest.mark.parametrize("log_every", [2, 4])
+def test_terms_that_change_while_training_are_refused(
+    command, tmp_path, capsys, monkeypatch, log_every
+):
+    def objective(vae, x, step):
+        loss, terms = vae_elbo(vae, x, step)
+        return loss, terms | ({"late": loss} if step >= 2 else {})
+
+    monkeypatch.setitem(OBJECTIVES, "vae", objective)
+    arguments = command("config/twoD_vae.yaml", f"train.log_every={log_every}", steps=6)
+    assert train.main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "the terms of a step must stay the same" in message
+    assert "late" in message
 
 
 def test_the_run_folder_holds_what_it_should(command, tmp_path, capsys):

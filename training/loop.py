@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -50,13 +50,20 @@ class Interrupt:
 class _Window:
     """Sum of every term since the last row of the log, on the device: no sync until `mean`."""
 
-    def __init__(self, state: dict[str, Any] | None, device: torch.device):
-        self.names, self.sum, self.count = [], None, 0
+    def __init__(
+        self, state: dict[str, Any] | None, device: torch.device, names: Sequence[str] = ()
+    ):
+        self.names, self.sum, self.count = list(names), None, 0
         if state:
             self.names, self.count = state["names"], state["count"]
             self.sum = state["sum"].to(device)
 
     def add(self, terms: dict[str, Tensor]) -> None:
+        if self.names and list(terms) != self.names:
+            raise ValueError(
+                "the terms of a step must stay the same: there were "
+                f"{', '.join(self.names)}, now there are {', '.join(terms)}"
+            )
         values = torch.stack([term.float() for term in terms.values()])
         self.sum = values if self.count == 0 else self.sum + values
         self.names, self.count = list(terms), self.count + 1
@@ -128,7 +135,7 @@ def train(
                     log.row(done, done * size, terms, speed)
                 last_row = now, done
                 if done % log_every == 0:  # else the row is provisional: a longer run redoes it
-                    window = _Window(None, device)
+                    window = _Window(None, device, window.names)
                 for warning in _new_warnings(model, terms, warned) if main else ():
                     bar.write(f"warning at step {done:,}: {warning}", file=sys.stderr)
                 bar.set_description(f"step {done:,}/{steps:,}", refresh=False)
