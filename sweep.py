@@ -301,7 +301,7 @@ def watch(
     slots = range(workers.jobs if alive else len(waiting))
     running: dict[int, tuple[Run, submitit.Job]] = {}
     failed: list[tuple[Run, submitit.Job]] = []
-    seen = {run.path: run.images(last_step(run)) for run in runs}
+    seen = {run.path: run.images(None if run.complete else last_step(run)) for run in runs}
     with Interrupt() as interrupt, bar_of(sum(run.images() for run in runs), seen) as bar:
         while (waiting or running) and not interrupt.signal:
             free = [slot for slot in slots if slot not in running][: len(waiting)]

@@ -164,9 +164,10 @@ def choose(study: Study, choices: list[str]) -> list[Member]:
     Raises ConfigError: what is chosen and not in the study.
     """
     found = members(study)
+    there = {key: {getattr(member, key): None for member in found} for key in ("name", "seed")}
     for choice in choices:
         key, text = split_override(choice)
-        if key not in ("name", "seed"):
+        if key not in there:
             raise ConfigError(
                 f"'{choice}' goes with --config, or into the study's file; allowed with --study: "
                 "name=a,b and seed=0-2, which choose among its runs"
@@ -174,13 +175,15 @@ def choose(study: Study, choices: list[str]) -> list[Member]:
         try:
             asked = text.split(",") if key == "name" else parse_seeds(text)
         except PydanticCustomError as error:
-            raise ConfigError(f"{key}: {text!r} is not allowed; allowed: {error}") from error
-        there = list(dict.fromkeys(getattr(member, key) for member in found))
+            allowed = "a number, or a range as 0-4 or 0-2,7"
+            raise ConfigError(f"{key}: {text!r} is not allowed; allowed: {allowed}") from error
         for value in asked:
-            if value not in there:
-                allowed = ", ".join(map(str, there))
+            if value not in there[key]:
+                allowed = ", ".join(map(str, there[key]))
                 raise ConfigError(f"{key}: {value!r} is not in the study; allowed: {allowed}")
         found = [member for member in found if getattr(member, key) in asked]
+    if not found:
+        raise ConfigError(f"{' '.join(choices)} chooses no run")
     return found
 
 
@@ -198,14 +201,19 @@ def _configurations(study: Study, entry: Entry, where: str) -> list[tuple[str, t
     base = entry.name or read_yaml(entry.config).get("name")
     if base is None:
         raise ConfigError(f"{where}: {entry.config} has no name; give one (key 'name')")
-    common = {f"train.{key}": value for key, value in study.train.items()} | entry.overrides
+    common = _then({f"train.{key}": v for key, v in study.train.items()}, entry.overrides)
     found = []
     for values in itertools.product(*entry.grid.values()):
         choice = dict(zip(entry.grid, values, strict=True))
         varied = [_suffix(key, choice[key]) for key in choice if len(entry.grid[key]) > 1]
-        texts = tuple(f"{key}={_text(value)}" for key, value in (common | choice).items())
+        texts = tuple(f"{key}={_text(value)}" for key, value in _then(common, choice).items())
         found.append(("".join([str(base), *varied]), texts))
     return found
+
+
+def _then(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """Both in the order in which they apply: a key of both has its value and its place in later."""
+    return {key: value for key, value in earlier.items() if key not in later} | later
 
 
 def _suffix(key: str, value: Any) -> str:

@@ -92,6 +92,24 @@ def test_only_commas_outside_of_brackets_and_quotes_separate(override, values):
         assert config.apply_overrides({}, list(member.overrides))["x"]["y"] == value
 
 
+@pytest.mark.parametrize(
+    ("keys", "overrides", "grid", "found"),
+    [
+        ({"train": {"steps": 15}}, {"train": {"steps": 50}}, {"train.steps": [7, 8]}, [7, 8]),
+        ({"train": {"steps": 15}}, {"train": {"steps": 50}}, {}, [50]),
+        ({"train": {"steps": 15}}, {}, {"train": [{"steps": 7}], "train.steps": [8]}, [8]),
+    ],
+)
+def test_of_a_section_and_a_key_of_it_the_later_one_counts(tmp_path, keys, overrides, grid, found):
+    run = {"config": "config/twoD.yaml", "overrides": overrides, "grid": grid}
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        yaml.safe_dump({"name": "s", "seeds": 0, "runs": [run]} | keys, sort_keys=False)
+    )
+    values = [train.resolve(m.config, list(m.overrides)) for m in members(load_study(path))]
+    assert [settings["train"]["steps"] for settings in values] == found
+
+
 def test_later_keys_win_and_the_whole_study_shares_train(study):
     run = {"config": "config/twoD.yaml", "grid": {"train.save_every": [7]}}
     (member,) = members(load_study(study(run, train={"steps": 99, "draw_every": 3})))
@@ -187,6 +205,7 @@ def test_a_part_of_a_study_is_chosen_by_name_and_seed(study, choices, labels):
         ("name=one,three", ["name: 'three' is not in the study", "allowed: one"]),
         ("seed=2-4", ["seed: 2 is not in the study", "allowed: 3, 4, 5"]),
         ("seed=some", ["seed: 'some'", "0-2,7"]),
+        ("seed=[3,5]", ["seed: '[3,5]'", "0-2,7"]),
         ("seed=", ["seed: ''", "0-2,7"]),
         ("train.steps=3", ["'train.steps=3' goes with --config", "name=a,b and seed=0-2"]),
     ],
@@ -381,6 +400,9 @@ def test_a_published_run_of_fewer_steps_is_trained_anew_and_replaced(
     assert publish.main(["--study", path, "--runs", str(away)]) == 0
     assert load_checkpoint(kept)["step"] == 6
     assert sweep.find(member, tmp_path / "nowhere", published).complete
+    capsys.readouterr()
+    assert sweep.main(["--study", path, "--runs", str(tmp_path / "nowhere")]) == 0
+    assert "100%" in capsys.readouterr().err  # published runs count as seen
 
 
 def test_a_study_has_a_folder_of_its_own(study, monkeypatch):
