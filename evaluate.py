@@ -80,8 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--min-kl",
         type=float,
         metavar="NATS",
-        help="latents whose KL to the prior is below it count as constant (needs a posterior); "
-        "default: all latents count, as in the published protocols",
+        help="latents whose KL to the prior is below it count as constant (needs a posterior; UDR "
+        "has a limit of its own); default: all count, as in the published protocols",
     )
     parser.add_argument("--out", type=Path, help="folder for metrics.json and pictures")
     parser.add_argument("--json", type=Path, help="write the scores to this file too")
@@ -167,6 +167,8 @@ def score_arrays(path: Path, score: dict[str, Any]) -> dict[str, dict[str, Any]]
         names = names.astype(str).tolist()
     if logvar is not None:  # named now, not after the first metrics
         logvar = as_logvar(logvar, codes)
+    elif score["min_kl"] is not None:
+        raise ValueError(f"--min-kl needs a posterior: {path} has no 'logvar'")
     return _score(codes, factors, logvar, score, names)
 
 
@@ -294,8 +296,12 @@ def asked(run: Run, score: dict[str, Any]) -> dict[str, Any]:
 
 
 def _code_of_metrics() -> str:
-    """SHA-256 of the sources of the metrics: scores of others are not known ones."""
+    """SHA-256 of the sources of the metrics: scores of others are not known ones.
+
+    Without those of the statistics over runs, which change no score.
+    """
     sources = sorted((Path(__file__).resolve().parent / "metrics").glob("*.py"))
+    sources = [source for source in sources if source.name != "study.py"]
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
@@ -309,14 +315,24 @@ def known_scores(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, Any
 
 
 def _kept(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
-    """All scores that `score_run` has left in a folder, {} if they answer another question."""
+    """All scores that `score_run` has left in a folder, {} if they are of other weights or code.
+
+    Raises ValueError where they are of the same by other settings: they would be lost.
+    """
     try:
         facts, scores = (
             json.loads((folder / name).read_text()) for name in ("evaluation.json", "metrics.json")
         )
     except (FileNotFoundError, json.JSONDecodeError):  # never scored, or by hand
         return {}
-    return scores if {key: facts.get(key) for key in question} == question else {}
+    differ = [key for key, value in question.items() if facts.get(key) != value]
+    if differ and not any(key.endswith("_sha256") for key in differ):
+        key = differ[0]
+        raise ValueError(
+            f"{folder / 'metrics.json'} has scores with {key} {facts.get(key)}, these are with "
+            f"{question[key]}: give another folder (--out) or remove that file"
+        )
+    return {} if differ else scores
 
 
 def model_of(state: dict[str, Any], path: Path, device: torch.device) -> nn.Module:
@@ -394,12 +410,11 @@ def without_dead(codes: np.ndarray, logvar: np.ndarray | None, min_kl: float) ->
     no posterior or no latent is left.
     """
     if logvar is None:
-        raise ValueError("--min-kl: these codes have no posterior (no log-variances)")
-    kl = 0.5 * (np.square(codes) + np.exp(logvar) - 1 - logvar).mean(0, dtype=np.float64)
+        raise ValueError("--min-kl needs a posterior: there are no log-variances")
+    mu, logvar = codes.astype(np.float64), logvar.astype(np.float64)
+    kl = 0.5 * (np.square(mu) + np.exp(logvar) - 1 - logvar).mean(0)
     if not (kl >= min_kl).any():
-        raise ValueError(
-            f"--min-kl: {min_kl} is not allowed; the largest KL is {kl.max():.3g} nats"
-        )
+        raise ValueError(f"no latent has {min_kl:g} nats; the largest KL is {kl.max():.3g}")
     print(f"{(kl < min_kl).sum()} of {len(kl)} latents have less than {min_kl:g} nats")
     return np.where(kl >= min_kl, codes, 0)
 
@@ -407,7 +422,10 @@ def without_dead(codes: np.ndarray, logvar: np.ndarray | None, min_kl: float) ->
 def _score(codes, factors, logvar, score, names=None) -> dict[str, dict[str, Any]]:
     score = dict(score)
     if (min_kl := score.pop("min_kl", None)) is not None:
-        codes = without_dead(codes, logvar, min_kl)
+        try:
+            codes = without_dead(codes, logvar, min_kl)
+        except ValueError as reason:  # of this model: the others keep their scores
+            return {key: {"score": None, "reason": str(reason)} for key in score["metrics"]}
     if names is not None:
         codes, factors = as_samples(codes, factors, names), None
     with tqdm(total=len(score["metrics"]), desc="score", unit=" metrics", leave=False) as bar:

@@ -101,9 +101,9 @@ def publish_study(study: Study, runs: Path) -> None:
             print(f"{run} is not finished, left out: {lacks}")
             continue
         target.mkdir(parents=True, exist_ok=True)
-        for source in RECORDS:
-            shutil.copyfile(run / source, target / source)
         save_checkpoint(target / "checkpoint.pt", slim(state, half=True))
+        for source in sorted(RECORDS, key="config.yaml".__eq__):  # last: what makes it count
+            shutil.copyfile(run / source, target / source)
         print(f"published {run} as {target}")
     there = len(list(study.published.glob("*/seed*/checkpoint.pt")))
     print(f"{there} runs are in {study.published}")
@@ -115,7 +115,9 @@ def lacking(state: dict[str, Any], run: Path, files: Iterable[str]) -> str:
     if missing:
         return f"it lacks {', '.join(missing)}"
     steps = state["config"]["train"]["steps"]
-    return "" if state["step"] >= steps else f"step {state['step']} of {steps}"
+    if state["step"] < steps:
+        return f"step {state['step']} of {steps}"
+    return "it trains on for more steps" if train.is_extended(run) else ""
 
 
 def slim(state: dict[str, Any], half: bool) -> dict[str, Any]:

@@ -141,11 +141,16 @@ def gather(paths: list[Path], out: Path | None, device: str, score: dict[str, An
 
     Raises ValueError where no run is finished.
     """
-    waiting = [path for path in paths if path.is_dir() and not (path / "checkpoint.pt").exists()]
-    for path in waiting:
-        print(f"{path}: no checkpoint yet, left out")
+    there = []
+    for path in paths:
+        if path.is_dir() and not (path / "checkpoint.pt").exists():
+            print(f"{path}: no checkpoint yet, left out")
+        elif path.is_dir() and train.is_extended(path):
+            print(f"{path}: trains on for more steps, left out")
+        else:
+            there.append(path)
     scored = []
-    for run in load_runs([path for path in paths if path not in waiting], device):
+    for run in load_runs(there, device):
         if run.step < run.values["train"]["steps"]:
             steps = run.values["train"]["steps"]
             print(f"{run.path}: not finished (step {run.step:,} of {steps:,}), left out")
@@ -326,13 +331,13 @@ def _test_tables(frame: pd.DataFrame, labels: dict[str, str]) -> list[Table]:
     found = significance(frame, list(labels))
     if found.empty:
         return []
-    pairs = len(found[["a", "b"]].drop_duplicates())
+    pairs = found.groupby("metric").size().min()
     smallest = 2 / math.comb(int(found["n_a"].max() + found["n_b"].max()), int(found["n_a"].max()))
     note = (
         "p of a two-sided Mann-Whitney U test of every two configurations with 3 runs or more, and "
         "after Holm's correction over all pairs on that metric. Before it, p cannot fall below 0.1 "
-        f"with 3 runs a side, 0.03 with 4 and 0.008 with 5; after it, with {pairs} pairs here, not "
-        f"below {min(1, pairs * smallest):.2f}."
+        f"with 3 runs a side, 0.03 with 4 and 0.008 with 5; after it, with {pairs} pairs or more a "
+        f"metric here, not below {min(1, pairs * smallest):.2f}."
     )
     runs = frame.groupby("config").size()
     cells = {(r.a, r.b, r.metric): f"{r.p:.3f}; Holm {r.p_holm:.3f}" for r in found.itertuples()}

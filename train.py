@@ -127,6 +127,15 @@ def holds(path: Path, values: dict[str, Any]) -> bool:
     return as_resolved(files[1].read_text(encoding="utf-8")) == config.to_yaml(values)
 
 
+def is_extended(path: Path) -> bool:
+    """Whether the run folder `path` has taken over more steps than its checkpoint knows of.
+
+    So it is from the start of a longer training to the first checkpoint that it saves.
+    """
+    values = config.validate(SCHEMA, load_checkpoint(path)["config"])
+    return (path / "config.yaml").exists() and not holds(path, values)
+
+
 def run(values: dict[str, Any], runs: Path) -> int:
     """Train the run that `values` describe until it is complete or interrupted; its exit code."""
     device = choose_device(values["train"]["device"])

@@ -52,7 +52,8 @@ def significance(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 
     Rows: metric, a, b, n_a, n_b, u (of a), p and p_holm, corrected over all pairs on one metric
     (Holm 1979). Only groups of SMALLEST_GROUP runs or more. With few runs p is exact, also where
-    scores are tied: the share of all splits of the two groups that are as extreme.
+    scores are tied: twice the share of all splits of the two groups that are as extreme on the same
+    side (at most 1).
     """
     groups = dict(list(frame.groupby("config", sort=False)))
     rows = []
@@ -94,7 +95,7 @@ def families(configs: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, flo
             if isinstance(value, numbers) and not isinstance(value, bool):
                 rest = json.dumps({k: v for k, v in values.items() if k != key}, sort_keys=True)
                 alike.setdefault(rest, {})[name] = value
-        if members := [group for group in alike.values() if len(group) > 1]:
+        if members := [group for group in alike.values() if len(set(group.values())) > 1]:
             found[key] = members
     return found
 

@@ -66,8 +66,9 @@ def test_what_is_scored_is_not_scored_again(run, monkeypatch, capsys):
     assert "scored before" in again[0]
     assert str(run / "metrics.json") in again[0]
     assert again[1:] == first[1:]
-    with pytest.raises(AssertionError, match="scored again"):  # other draws
-        evaluate.main([*arguments, "--seed", "1"])
+    assert evaluate.main([*arguments, "--seed", "1"]) == 2  # other draws would replace these
+    with pytest.raises(AssertionError, match="scored again"):
+        evaluate.main([*arguments, "--seed", "1", "--out", str(run / "other")])
 
 
 def test_a_large_published_checkpoint_is_small_and_still_the_same_model(command, tmp_path):
@@ -243,22 +244,29 @@ def test_latents_below_a_kl_count_as_constant(tmp_path, capsys):
 
     np.savez(path, codes=live, factors=factors)
     for arguments, part in [
-        (["0.05"], "no posterior"),
+        (["0.05"], "needs a posterior"),
         (["0"], "--min-kl: 0.0 is not allowed"),
         (["nan"], "--min-kl: nan is not allowed"),
     ]:
         assert evaluate.main([*command, "--min-kl", *arguments]) == 2
         assert part in capsys.readouterr().err
     np.savez(path, codes=live, factors=factors, logvar=np.zeros_like(live))
-    assert evaluate.main([*command, "--min-kl", "9"]) == 2
-    assert "the largest KL is" in capsys.readouterr().err
+    assert score("--min-kl", "9")["score"] is None
+    assert "no latent has 9 nats; the largest KL is" in capsys.readouterr().out
+    integers, wide = np.array([[100], [-100]], dtype=np.int8), np.zeros((2, 1), dtype=np.float32)
+    assert evaluate.without_dead(integers, wide, 100.0).tolist() == [[100], [-100]]
 
 
 def test_scores_of_live_latents_are_not_kept_for_those_of_all(run, capsys):
     command = ["--checkpoint", str(run), "--device", "cpu", *FEW]
-    assert evaluate.main([*command, "--min-kl", "1e-9"]) == 0
     assert evaluate.main(command) == 0
-    assert "scored before" not in capsys.readouterr().out
+    before = (run / "metrics.json").read_bytes()
+    capsys.readouterr()
+    assert evaluate.main([*command, "--min-kl", "1e-9"]) == 2
+    assert "metrics.json has scores with min_kl None" in capsys.readouterr().err
+    assert evaluate.main([*command, "--min-kl", "1e-9", "--out", str(run / "live")]) == 0
+    assert (run / "metrics.json").read_bytes() == before
+    capsys.readouterr()
     assert evaluate.main(command) == 0
     assert "scored before" in capsys.readouterr().out
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 import config
 import evaluate
+import publish
 import report
 import train
 from figures.html import LIMIT, VALUES, Table, run_page
@@ -177,6 +178,8 @@ def test_a_family_differs_in_one_number():
         "objective.beta": [{"a": 1, "b": 4}],
     }
     assert families({"a": base}) == {}
+    twice = families({"a": base, "b": other, "again": other | {"name": "again"}})
+    assert twice == {"objective.beta": [{"a": 1, "b": 4, "again": 4}]}  # and none of one value
     assert families({"a": base, "b": base | {"model": {"lr": 0.1, "ema": False}}}) == {}
 
 
@@ -190,6 +193,23 @@ def test_an_unfinished_run_is_left_out_with_a_line(written):
     line = next(line for line in written[1].splitlines() if "seed3" in line)
     assert line.endswith("not finished (step 2 of 4), left out")
     assert "seed3" not in (written[0] / "report.html").read_text()
+
+
+def test_a_run_that_has_begun_to_train_on_is_left_out(squares, tmp_path, capsys):
+    """Its config.yaml asks for more steps than the checkpoint of the shorter run knows of."""
+    runs = [make_run(tmp_path / "runs", squares, "beta4", seed) for seed in range(2)]
+    values = load_checkpoint(runs[0])["config"]
+    (runs[0] / "config.yaml").write_text(config.to_yaml(values))
+    assert not train.is_extended(runs[0])
+    longer = values | {"train": values["train"] | {"steps": 9}}
+    (runs[0] / "config.yaml").write_text(config.to_yaml(longer))
+    assert report.main(["--checkpoint", str(runs[0]), "--device", "cpu"]) == 2
+    printed = capsys.readouterr()
+    assert f"{runs[0]}: trains on for more steps, left out" in printed.out
+    assert "there is no finished run" in printed.err
+    state = load_checkpoint(runs[0])
+    assert publish.lacking(state, runs[0], []) == "it trains on for more steps"
+    assert publish.lacking(state, runs[1], []) == ""
 
 
 class Page(HTMLParser):
@@ -299,9 +319,10 @@ def test_known_scores_are_those_of_the_same_question(runs):
     assert evaluate.known_scores(run, run.path, score)["mig"]["score"] == 0.1
     fewer = evaluate.known_scores(run, run.path, score | {"metrics": ["mig"]})
     assert list(fewer) == ["mig"]
-    others = [{"seed": 1}, {"repeats": 2}, {"metrics": ["mig", "irs"]}, {"settings": {}}]
-    for other in others:
-        assert evaluate.known_scores(run, run.path, score | other) is None
+    assert evaluate.known_scores(run, run.path, score | {"metrics": ["mig", "irs"]}) is None
+    for key, value in {"seed": 1, "repeats": 2, "settings": {}, "min_kl": 0.05}.items():
+        with pytest.raises(ValueError, match=rf"metrics.json has scores with {key} .*--out"):
+            evaluate.known_scores(run, run.path, score | {key: value})  # they would be lost
     another = run._replace(path=runs / "beta2/seed1")  # other weights
     assert evaluate.known_scores(another, run.path, score) is None
     assert evaluate.known_scores(run, runs, score) is None
