@@ -24,7 +24,7 @@ import config
 from data import DATASETS, ImageData, load_dataset
 from figures.charts import best_factors, matrix
 from figures.run import draw_run
-from metrics import METRICS, as_codes, as_logvar, as_samples, dci, dci_fast, score_all, select, udr
+from metrics import JOINT, METRICS, PARTS, as_codes, as_logvar, as_samples, score_all, select, udr
 from models import MODELS, build_model
 from models.fast import keep_freed_memory
 from models.objectives import OBJECTIVES
@@ -135,8 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
 def metric_settings(path: Path, overrides: list[str]) -> dict[str, dict[str, Any]]:
     """Metric -> settings that differ from its defaults. Raises config.ConfigError."""
     values = config.apply_overrides(config.read_yaml(path), overrides)
-    functions = {k: f for k, f in METRICS.items() if not k.startswith("dci_")}
-    functions |= {"dci": dci, "dci_fast": dci_fast}
+    functions = {key: f for key, f in METRICS.items() if key not in PARTS} | JOINT
     schema = config.sections_schema("Metrics", functions)
     given = config.validate(schema, values, complete=False)
     return {key: settings for key, settings in given.items() if settings}

@@ -1,6 +1,7 @@
 """Several metrics at once, as one flat dict of plain values."""
 
 import difflib
+import inspect
 import time
 import zlib
 from collections.abc import Callable
@@ -88,7 +89,8 @@ def score_all(
     """Scores of the chosen metrics: key -> {score, protocol, per_factor, ..., seconds}.
 
     Codes and factors as in `as_samples`; metrics as in `select`; settings: metric (or "dci",
-    "dci_fast") -> keyword arguments. Every metric draws from its own generator, a function of
+    "dci_fast") -> keyword arguments; logvar goes to the metrics that have such an argument. Every
+    metric draws from its own generator, a function of
     (seed, its name, repeat), so a score does not depend on what else is computed. With
     `repeats` > 1 numbers are means over the draws, `spread` is the standard deviation (ddof 1)
     of the score and `scores` lists them. A metric that cannot be computed has score None and
@@ -109,7 +111,9 @@ def score_all(
     scores, report = {}, progress or (lambda name, done, total: None)
     for done, (name, parts) in enumerate(computations.items()):
         report(name, done, len(computations))
-        given = dict(settings.get(name, {})) | ({"logvar": logvar} if name == "mig_chen" else {})
+        given = dict(settings.get(name, {}))
+        if "logvar" in inspect.signature(JOINT.get(name) or METRICS[name]).parameters:
+            given["logvar"] = logvar
         start = time.perf_counter()
         outcome = _repeat(name, samples, seed, repeats, given)
         seconds = time.perf_counter() - start

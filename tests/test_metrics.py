@@ -12,7 +12,7 @@ from scipy.stats import norm
 from sklearn.metrics import mutual_info_score as sklearn_mutual_info
 
 from data.grid import FactorGrid
-from metrics import METRICS, as_samples, dci, score_all, select, udr
+from metrics import METRICS, Result, as_samples, dci, score_all, select, udr
 from metrics.information import mutual_information
 from metrics.samples import Samples, draw, partners, to_bins
 
@@ -167,6 +167,22 @@ CASES = [
     for metric in METRICS
     for kind in EXPECTED.get(metric, ())
 ]
+
+
+def test_a_metric_that_takes_log_variances_is_given_them(monkeypatch):
+    given = []
+
+    def own(codes, factors, rng, *, logvar=None):
+        given.append(logvar)
+        return Result(0.5, "ours", {})
+
+    monkeypatch.setitem(METRICS, "own", own)
+    codes, factors = np.random.default_rng(0).normal(size=(20, 2)), np.arange(20)[:, None] % 2
+    logvar = np.zeros((20, 2))
+    assert score_all(codes, factors, metrics=("own",), logvar=logvar)["own"]["score"] == 0.5
+    score_all(codes, factors, metrics=("own",))
+    assert given[0] is logvar
+    assert given[1] is None
 
 
 def test_every_metric_has_known_answers():
