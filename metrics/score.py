@@ -90,13 +90,12 @@ def score_all(
 
     Codes and factors as in `as_samples`; metrics as in `select`; settings: metric (or "dci",
     "dci_fast") -> keyword arguments; logvar goes to the metrics that have such an argument. Every
-    metric draws from its own generator, a function of
-    (seed, its name, repeat), so a score does not depend on what else is computed. With
-    `repeats` > 1 numbers are means over the draws, `spread` is the standard deviation (ddof 1)
-    of the score and `scores` lists them. A metric that cannot be computed has score None and
-    a `reason`. `progress(name, done, total)` is called before each metric and at the end.
-    `seconds` (total time) comes last and is all that may differ between two calls. Raises
-    ValueError for bad codes or factors, an unknown metric and repeats < 1.
+    metric draws from its own generator, a function of (seed, its name, repeat), so a score does not
+    depend on what else is computed. With `repeats` > 1 numbers are means over the draws, `spread`
+    is the standard deviation (ddof 1) of the score and `scores` lists them. A metric that cannot be
+    computed has score None and a `reason`. `progress(name, done, total)` is called before each
+    metric and at the end. `seconds` (total time) comes last and is all that may differ between two
+    calls. Raises ValueError for bad codes or factors, an unknown metric and repeats < 1.
     """
     samples, keys, settings = as_samples(codes, factors), select(metrics), settings or {}
     if repeats < 1:
