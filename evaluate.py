@@ -28,6 +28,7 @@ from metrics import JOINT, METRICS, PARTS, as_codes, as_logvar, as_samples, scor
 from models import MODELS, build_model
 from models.fast import keep_freed_memory
 from models.objectives import OBJECTIVES
+from models.vae import gaussian_kl
 from training import (
     choose_device,
     choose_precision,
@@ -410,8 +411,8 @@ def without_dead(codes: np.ndarray, logvar: np.ndarray | None, min_kl: float) ->
     """
     if logvar is None:
         raise ValueError("--min-kl needs a posterior: there are no log-variances")
-    mu, logvar = codes.astype(np.float64), logvar.astype(np.float64)
-    kl = 0.5 * (np.square(mu) + np.exp(logvar) - 1 - logvar).mean(0)
+    posterior = (torch.from_numpy(array).double() for array in (codes, logvar))
+    kl = gaussian_kl(*posterior).mean(0).numpy()
     if not (kl >= min_kl).any():
         raise ValueError(f"no latent has {min_kl:g} nats; the largest KL is {kl.max():.3g}")
     print(f"{(kl < min_kl).sum()} of {len(kl)} latents have less than {min_kl:g} nats")

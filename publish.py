@@ -117,7 +117,7 @@ def lacking(state: dict[str, Any], run: Path, files: Iterable[str]) -> str:
     steps = state["config"]["train"]["steps"]
     if state["step"] < steps:
         return f"step {state['step']} of {steps}"
-    return "it trains on for more steps" if train.is_extended(run) else ""
+    return "it trains on for more steps" if train.is_extended(state, run) else ""
 
 
 def slim(state: dict[str, Any], half: bool) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from figures.study import hyperparameters, rank_correlation, score_dots, trainin
 from metrics import METRICS, select
 from metrics.study import LOWER_IS_BETTER, choices, families, significance, summarise
 from sweep import locate
-from training import provenance
+from training import load_checkpoint, provenance
 from training.checkpoint import write_atomically
 
 MAIN = {  # the metrics of the first table
@@ -145,7 +145,7 @@ def gather(paths: list[Path], out: Path | None, device: str, score: dict[str, An
     for path in paths:
         if path.is_dir() and not (path / "checkpoint.pt").exists():
             print(f"{path}: no checkpoint yet, left out")
-        elif path.is_dir() and train.is_extended(path):
+        elif path.is_dir() and train.is_extended(load_checkpoint(path), path):
             print(f"{path}: trains on for more steps, left out")
         else:
             there.append(path)

@@ -127,12 +127,12 @@ def holds(path: Path, values: dict[str, Any]) -> bool:
     return as_resolved(files[1].read_text(encoding="utf-8")) == config.to_yaml(values)
 
 
-def is_extended(path: Path) -> bool:
-    """Whether the run folder `path` has taken over more steps than its checkpoint knows of.
+def is_extended(state: dict[str, Any], path: Path) -> bool:
+    """Whether the run in `path`, saved as `state`, has taken over more steps than that knows of.
 
     So it is from the start of a longer training to the first checkpoint that it saves.
     """
-    values = config.validate(SCHEMA, load_checkpoint(path)["config"])
+    values = config.validate(SCHEMA, state["config"])
     return (path / "config.yaml").exists() and not holds(path, values)
 
 

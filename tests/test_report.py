@@ -200,7 +200,7 @@ def test_a_run_that_has_begun_to_train_on_is_left_out(squares, tmp_path, capsys)
     runs = [make_run(tmp_path / "runs", squares, "beta4", seed) for seed in range(2)]
     values = load_checkpoint(runs[0])["config"]
     (runs[0] / "config.yaml").write_text(config.to_yaml(values))
-    assert not train.is_extended(runs[0])
+    assert not train.is_extended(load_checkpoint(runs[0]), runs[0])
     longer = values | {"train": values["train"] | {"steps": 9}}
     (runs[0] / "config.yaml").write_text(config.to_yaml(longer))
     assert report.main(["--checkpoint", str(runs[0]), "--device", "cpu"]) == 2
