@@ -2,7 +2,7 @@
 
 Scores what needs no training (the true factors, raw pixels, PCA, ICA, an untrained VAE) with the
 metrics of evaluate.py, puts trained models (the JSON of `evaluate.py --checkpoint ... --json`)
-beside them and writes figure6.json, figure6.png and figure6.md, the tables of the README. What is
+beside them and writes figure6.json, figure6.png and figure6.md, tables of all metrics. What is
 scored stays in figure6_untrained.json: the same command goes on from there.
 """
 
