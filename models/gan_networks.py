@@ -7,11 +7,11 @@ of D and Q. They are (nn.)Sequential whose items are the rows of the published t
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from models.fast import Conv2d, ConvTranspose2d, Sequential
+from models.networks import SpatialBroadcast
 
 INIT_STD = 0.02  # of all weights of "seed", "sn" and "small", as in the code of both papers
 
@@ -163,27 +163,6 @@ def small_discriminator(channels: int, parameters: int) -> Discriminator:
 def small_pair_discriminator(channels: int, codes: int) -> nn.Sequential:
     """`sn_pair_discriminator` without the norm."""
     return sn_pair_discriminator(channels, codes, _as_it_is)
-
-
-class SpatialBroadcast(nn.Module):
-    """A vector (B, inputs) to every position of a map (B, outputs, side, side), with its place.
-
-    The first layer of a spatial broadcast decoder (Watters et al. 2019): a 1x1 convolution of the
-    vector's copies and two channels of coordinates in [-1, 1], row first, taken apart into a
-    product of the vector and one of the coordinates, whose sum it is.
-    """
-
-    def __init__(self, inputs: int, outputs: int, side: int):
-        super().__init__()
-        line = torch.linspace(-1, 1, side)
-        grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1)
-        self.register_buffer("grid", grid, persistent=False)  # (side, side, 2)
-        self.vector = nn.Linear(inputs, outputs)
-        self.place = nn.Linear(2, outputs, bias=False)
-
-    def forward(self, z: Tensor) -> Tensor:
-        maps = self.vector(z)[:, None, None] + self.place(self.grid)  # (B, side, side, outputs)
-        return maps.permute(0, 3, 1, 2)
 
 
 def broadcast_generator(inputs: int, channels: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""The seed's convolutional encoder and decoder for 64x64 images."""
+"""The networks of the VAE for 64x64 images; contract: DECODERS[name](channels, latent_dim)."""
 
 import torch
 from torch import Tensor, nn
@@ -59,3 +59,51 @@ class Decoder(Sequential):
             nn.ReLU(inplace=True),
             ConvTranspose2d(32, channels, 4, 2, 1),
         )
+
+
+class SpatialBroadcast(nn.Module):
+    """A vector (B, inputs) to every position of a map (B, outputs, side, side), with its place.
+
+    The first layer of a spatial broadcast decoder (Watters et al. 2019): a 1x1 convolution of the
+    vector's copies and two channels of coordinates in [-1, 1], row first, taken apart into a
+    product of the vector and one of the coordinates, whose sum it is.
+    """
+
+    def __init__(self, inputs: int, outputs: int, side: int):
+        super().__init__()
+        line = torch.linspace(-1, 1, side)
+        grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1)
+        self.register_buffer("grid", grid, persistent=False)  # (side, side, 2)
+        self.vector = nn.Linear(inputs, outputs)
+        self.place = nn.Linear(2, outputs, bias=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        maps = self.vector(z)[:, None, None] + self.place(self.grid)  # (B, side, side, outputs)
+        return maps.permute(0, 3, 1, 2)
+
+
+class BroadcastDecoder(Sequential):
+    """Code to Bernoulli logits, told where it draws (Watters et al. 2019).
+
+    Spatial broadcast to 128 maps of 16x16, 1x1 conv 64, 64, 4x4 stride-2 upconv 32, C, ReLU
+    between: the generator of InfoGAN's network "broadcast" without its norms. Position is the first
+    thing that it learns, in a tenth of the images that the table's decoder takes.
+    """
+
+    def __init__(self, channels: int, latent_dim: int):
+        # The first activation is not in place: that of a permuted view would turn its gradient's
+        # memory format, which takes many times as long.
+        super().__init__(
+            SpatialBroadcast(latent_dim, 128, 16),
+            nn.ReLU(),
+            Conv2d(128, 64, 1),
+            nn.ReLU(inplace=True),
+            Conv2d(64, 64, 1),
+            nn.ReLU(inplace=True),
+            ConvTranspose2d(64, 32, 4, 2, 1),
+            nn.ReLU(inplace=True),
+            ConvTranspose2d(32, channels, 4, 2, 1),
+        )
+
+
+DECODERS = {"seed": Decoder, "broadcast": BroadcastDecoder}

@@ -186,20 +186,31 @@ def _over_processes(value: Tensor) -> Tensor:
 
 
 class FactorVAE(nn.Module):
-    """recon + KL + gamma TC, TC from a density-ratio discriminator: Kim & Mnih 2018, eq. 2, 3.
+    """recon + beta_t KL + gamma TC, TC by a density-ratio discriminator: Kim & Mnih 2018, eq. 2, 3.
 
     The discriminator (6 x 1000 units, leaky ReLU .2) tells codes from codes whose every latent was
     permuted over the batch (algorithm 1); TC is the mean of its logit, one here where the paper
     subtracts two. Both players use the same batch, as in the 2019 study. Its Adam: lr_d, betas .5
-    and .9. The loss is the sum of both players' losses, whose gradients are disjoint: the VAE gets
-    that of its own loss through a discriminator held fixed, the discriminator that of d_loss.
+    and .9. The paper's beta_t is 1; here it may run log-linearly from beta_start to beta over
+    anneal_steps: from far below 1 on, every factor finds latents before the KL has put any to
+    sleep, and the TC aligns them meanwhile. The loss is the sum of both players' losses, whose
+    gradients are disjoint: the VAE gets that of its own loss through a discriminator held fixed,
+    the discriminator that of d_loss.
     """
 
     def __init__(
-        self, latent_dim: int, *, gamma: NonNegativeFloat = 35.0, lr_d: PositiveFloat = 1e-4
+        self,
+        latent_dim: int,
+        *,
+        gamma: NonNegativeFloat = 35.0,
+        lr_d: PositiveFloat = 1e-4,
+        beta_start: PositiveFloat = 1.0,
+        beta: PositiveFloat = 1.0,
+        anneal_steps: AtLeastOne = 10_000,
     ):
         super().__init__()
         self.gamma = gamma
+        self.beta_start, self.beta, self.anneal_steps = beta_start, beta, anneal_steps
         widths, layers = [latent_dim] + 5 * [1000], []
         for inputs, outputs in zip(widths, [*widths[1:], 1000], strict=True):
             layers += [nn.Linear(inputs, outputs), nn.LeakyReLU(0.2, inplace=True)]
@@ -222,9 +233,11 @@ class FactorVAE(nn.Module):
         ratio = -2 * self.gamma * (1 + real.detach().clamp(max=MAX_LOGIT).exp())
         if z.requires_grad:
             z.register_hook(lambda grad: ratio * grad)
-        loss = terms["recon"] + terms["kl"] + self.gamma * tc
+        beta = log_linear(self.beta_start, self.beta, step, self.anneal_steps)
+        loss = terms["recon"] + beta * terms["kl"] + self.gamma * tc
         right = {"d_real": (real > 0).float().mean(), "d_fake": (fake < 0).float().mean()}
-        return loss + d_loss, {"loss": loss} | terms | {"tc": tc, "d_loss": d_loss} | right
+        moves = {"beta": loss.new_tensor(beta)} if self.beta_start != self.beta else {}
+        return loss + d_loss, {"loss": loss} | terms | {"tc": tc, "d_loss": d_loss} | right | moves
 
 
 def permute_latents(z: Tensor) -> Tensor:

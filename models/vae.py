@@ -1,20 +1,22 @@
 """The VAE: encoder, decoder and the training step; what it minimises is an objective."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from models.checks import AtLeastOne, PositiveFloat, PositiveFraction
-from models.networks import Decoder, Encoder
+from models.networks import DECODERS, Encoder
 from models.schedules import log_linear, set_rates
 
 
 class VAE(nn.Module):
     """Variational auto-encoder with a Gaussian posterior and a Bernoulli decoder.
 
-    Kingma & Welling 2014. `objective(vae, x, step) -> (loss, terms)` is one of OBJECTIVES. All
-    learning rates fall log-linearly to lr_decay of themselves over lr_decay_steps (1: constant).
+    Kingma & Welling 2014. `objective(vae, x, step) -> (loss, terms)` is one of OBJECTIVES. network:
+    the decoder, one of DECODERS; the encoder is the same. All learning rates fall log-linearly to
+    lr_decay of themselves over lr_decay_steps (1: constant).
     """
 
     span = (-3.0, 3.0)  # of a traversal, in standard deviations of the prior
@@ -26,6 +28,7 @@ class VAE(nn.Module):
         image_shape: tuple[int, int, int],
         objective: Callable[["VAE", Tensor, int], tuple[Tensor, dict[str, Tensor]]],
         *,
+        network: Literal["seed", "broadcast"] = "seed",
         latent_dim: AtLeastOne = 10,
         lr: PositiveFloat = 5e-4,
         lr_decay: PositiveFraction = 1.0,
@@ -37,7 +40,7 @@ class VAE(nn.Module):
         self.latent_dim = latent_dim
         self.objective = objective
         self.encoder = Encoder(image_shape[0], latent_dim)
-        self.decoder = Decoder(image_shape[0], latent_dim)
+        self.decoder = DECODERS[network](image_shape[0], latent_dim)
         self.dtype = torch.float32  # of the convolutions: bfloat16 where the hardware has it
         own = [*self.encoder.parameters(), *self.decoder.parameters()]
         self.optimizers = {"vae": torch.optim.Adam(own, lr=lr, fused=True)}

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from models.fast import Conv2d
-from models.gan_networks import GAN_NETWORKS, SpatialBroadcast
+from models.gan_networks import GAN_NETWORKS
 from models.infogan import InfoGAN, uniform_information
 
 NETWORKS = list(GAN_NETWORKS)
@@ -147,17 +147,6 @@ def test_broadcast_network_is_the_table(channels):
     sizes = [sum(p.numel() for p in row.parameters()) for row in model.generator]
     assert sizes[0] == 10 * 128 + 128 + 2 * 128
     assert not any("parametrizations" in name for name, _ in model.named_parameters())
-
-
-def test_a_spatial_broadcast_is_a_convolution_of_copies_and_coordinates():
-    layer = SpatialBroadcast(3, 5, 4)
-    z = torch.randn(2, 3)
-    row = torch.linspace(-1, 1, 4)[:, None].expand(4, 4)
-    planes = [z[:, :, None, None].expand(2, 3, 4, 4)]
-    planes += [place.expand(2, 1, 4, 4) for place in (row, row.T)]
-    weight = torch.cat([layer.vector.weight, layer.place.weight], 1)[:, :, None, None]
-    expected = F.conv2d(torch.cat(planes, 1), weight, layer.vector.bias)
-    torch.testing.assert_close(layer(z), expected)
 
 
 def test_initial_weights_are_the_papers_or_the_layers_own():

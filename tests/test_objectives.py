@@ -204,6 +204,16 @@ def test_both_players_of_factor_vae_step_and_nothing_is_overwritten_in_place(dty
     assert terms["d_loss"].item() == pytest.approx(math.log(2), abs=0.1)  # chance
 
 
+@pytest.mark.parametrize(("step", "beta"), [(0, 0.1), (5, math.sqrt(0.05)), (10, 0.5), (99, 0.5)])
+def test_factor_vae_anneals_its_beta(step, beta):
+    model = make("factor_vae", gamma=2.0, beta_start=0.1, beta=0.5, anneal_steps=10)
+    _, terms = model.objective(model, images(), step)
+    assert float(terms["beta"]) == pytest.approx(beta)
+    expected = terms["recon"] + beta * terms["kl"] + 2 * terms["tc"]
+    torch.testing.assert_close(terms["loss"], expected)
+    assert "beta" not in make("factor_vae").train_step(images(), step)  # the paper's: 1 throughout
+
+
 def test_the_discriminator_of_the_paper():
     widths = [m.out_features for m in FactorVAE(10).discriminator if isinstance(m, nn.Linear)]
     assert widths == 6 * [1000] + [1]

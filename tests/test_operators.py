@@ -41,6 +41,7 @@ class Recorder(TorchDispatchMode):
 MODELS = {
     "vae": ({"name": "vae"}, {"name": "beta_vae"}),
     "factor_vae": ({"name": "vae"}, {"name": "factor_vae"}),
+    "broadcast_vae": ({"name": "vae", "network": "broadcast"}, {"name": "beta_vae"}),
     "seed": ({"name": "infogan", "network": "seed"}, None),
     "sn": ({"name": "infogan", "network": "sn"}, None),
     "broadcast": ({"name": "infogan", "network": "broadcast", "r1": 0.1, "r1_every": 8}, None),
@@ -86,6 +87,7 @@ def test_activations_behind_a_convolution_are_part_of_it(step):
     fused = {operator: len(recorder.of(operator)) for operator in FUSED}
     # D of sn sees real and fake images in one batch, then G's; D of broadcast is the same network
     expected = {"vae": (4, 3), "factor_vae": (4, 3), "seed": (3, 0), "sn": (8, 3)}
+    expected["broadcast_vae"] = (6, 1)
     assert tuple(fused.values()) == expected.get(name, (8, 0))
     if "vae" in name:
         assert not [args for args in recorder.of(aten.relu_) if args[0].dim() == 4]

@@ -1,22 +1,27 @@
 """The VAE and its objectives against closed forms and torch.distributions."""
 
+import inspect
 import math
+from typing import get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
 from models import build_model, needs_objective
+from models.networks import DECODERS, SpatialBroadcast
 from models.objectives import OBJECTIVES
-from models.vae import gaussian_kl
+from models.vae import VAE, gaussian_kl
 
 DATASET_SIZE = 1000
 
 
-def make(objective="vae", channels=1, latent_dim=10, **settings):
+def make(objective="vae", channels=1, latent_dim=10, network="seed", **settings):
     torch.manual_seed(0)
     section, shape = {"name": objective} | settings, (channels, 64, 64)
-    return build_model(shape, {"name": "vae", "latent_dim": latent_dim}, section, DATASET_SIZE)
+    model = {"name": "vae", "latent_dim": latent_dim, "network": network}
+    return build_model(shape, model, section, DATASET_SIZE)
 
 
 def images(n=4, channels=1):
@@ -48,6 +53,48 @@ def test_the_networks_are_the_seed_s_tables(channels, latent_dim):
         (32, 32, 32),
         (channels, 64, 64),
     ]
+
+
+@pytest.mark.parametrize(("channels", "latent_dim"), [(1, 10), (3, 32)])
+def test_the_broadcast_decoder_is_told_where_it_draws(channels, latent_dim):
+    vae = make(channels=channels, latent_dim=latent_dim, network="broadcast")
+    assert shapes_of(vae.decoder, torch.zeros(2, latent_dim)) == [
+        (128, 16, 16),
+        (64, 16, 16),
+        (64, 16, 16),
+        (32, 32, 32),
+        (channels, 64, 64),
+    ]
+    other = make(channels=channels, latent_dim=latent_dim)
+    assert torch.equal(vae.encoder.head.weight, other.encoder.head.weight)
+
+
+def test_a_spatial_broadcast_is_a_convolution_of_copies_and_coordinates():
+    layer = SpatialBroadcast(3, 5, 4)
+    z = torch.randn(2, 3)
+    row = torch.linspace(-1, 1, 4)[:, None].expand(4, 4)
+    planes = [z[:, :, None, None].expand(2, 3, 4, 4)]
+    planes += [place.expand(2, 1, 4, 4) for place in (row, row.T)]
+    weight = torch.cat([layer.vector.weight, layer.place.weight], 1)[:, :, None, None]
+    expected = F.conv2d(torch.cat(planes, 1), weight, layer.vector.bias)
+    torch.testing.assert_close(layer(z), expected)
+
+
+def test_every_decoder_can_be_chosen():
+    network = inspect.signature(VAE).parameters["network"]
+    assert get_args(network.annotation) == tuple(DECODERS)
+
+
+@pytest.mark.parametrize("network", DECODERS)
+def test_every_decoder_takes_part_in_the_training(network):
+    vae, x = make(network=network), images()
+    before = [p.detach().clone() for p in vae.decoder.parameters()]
+    first = vae.train_step(x, 0)["loss"]
+    for step in range(1, 20):
+        last = vae.train_step(x, step)["loss"]
+    assert last < first
+    moved = zip(before, vae.decoder.parameters(), strict=True)
+    assert not any(torch.equal(old, new) for old, new in moved)
 
 
 def test_kl_is_that_of_torch_distributions():
