@@ -87,7 +87,7 @@ class BroadcastDecoder(Sequential):
 
     Spatial broadcast to 128 maps of 16x16, 1x1 conv 64, 64, 4x4 stride-2 upconv 32, C, ReLU
     between: the generator of InfoGAN's network "broadcast" without its norms. Position is the first
-    thing that it learns, in a tenth of the images that the table's decoder takes.
+    thing that it learns, in an eighth of the images that the table's decoder takes.
     """
 
     def __init__(self, channels: int, latent_dim: int):
