@@ -1,7 +1,7 @@
 """What codes that are measured exactly score: python benchmarks/moments.py [--images N]
 
 Codes that a network with the right idea would learn, taken from the pixels without training: an
-image's centre of mass, its area, and its elongation, in two components or as an angle. They bound
+image's centre of mass, its area, and its elongation, in two components or as an angle. They show
 what to expect of MIG: a heart turns about a point beside its centre of mass, the area tells shape
 beside scale, and an orientation in two codes that share it has no gap.
 """
@@ -13,7 +13,6 @@ from pathlib import Path
 if __name__ == "__main__":  # this folder has a `metrics` of its own
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +40,7 @@ def main() -> int:
         parser.error(f"--images: {options.images} is not allowed; allowed: 10000 or more")
     data = load_dataset("dsprites")
     index = data.random_index(options.images, seed=1)
-    factors = np.stack(np.unravel_index(np.asarray(index), data.grid.sizes), 1)
+    factors = data.grid.factors(index.numpy())
     measured = torch.cat([moments(data.batch(part)) for part in index.split(1000)]).numpy()
     gaps = "".join(f"{name:>13}" for name in data.grid.names)
     print(f"{'codes':<30}{'FactorVAE':>10}{'MIG':>7}{gaps}")
