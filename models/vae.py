@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.checks import AtLeastOne, PositiveFloat, PositiveFraction
+from models.checks import AtLeastOne, NonNegativeInt, PositiveFloat, PositiveFraction
 from models.networks import DECODERS, Encoder
 from models.schedules import log_linear, set_rates
 
@@ -16,7 +16,8 @@ class VAE(nn.Module):
 
     Kingma & Welling 2014. `objective(vae, x, step) -> (loss, terms)` is one of OBJECTIVES. network:
     the decoder, one of DECODERS; the encoder is the same. All learning rates fall log-linearly to
-    lr_decay of themselves over lr_decay_steps (1: constant).
+    lr_decay of themselves over lr_decay_steps (1: constant). draw_from: the step from which on
+    network affine learns to draw; up to there, where its sprite is, how large and which way round.
     """
 
     span = (-3.0, 3.0)  # of a traversal, in standard deviations of the prior
@@ -28,15 +29,20 @@ class VAE(nn.Module):
         image_shape: tuple[int, int, int],
         objective: Callable[["VAE", Tensor, int], tuple[Tensor, dict[str, Tensor]]],
         *,
-        network: Literal["seed", "broadcast"] = "seed",
+        network: Literal["seed", "broadcast", "affine"] = "seed",
         latent_dim: AtLeastOne = 10,
         lr: PositiveFloat = 5e-4,
         lr_decay: PositiveFraction = 1.0,
         lr_decay_steps: AtLeastOne = 1,
+        draw_from: NonNegativeInt = 0,
     ):
         super().__init__()
         if image_shape[1:] != (64, 64):
             raise ValueError(f"the networks take images of 64x64 pixels, not {image_shape[1:]}")
+        if draw_from and network != "affine":
+            raise ValueError(
+                f"model.draw_from: {draw_from} is not allowed with network {network}; allowed: 0"
+            )
         self.latent_dim = latent_dim
         self.objective = objective
         self.encoder = Encoder(image_shape[0], latent_dim)
@@ -47,6 +53,7 @@ class VAE(nn.Module):
         self.optimizers |= getattr(objective, "optimizers", {})
         self.rates = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
         self.lr_decay, self.lr_decay_steps = lr_decay, lr_decay_steps
+        self.draw_from = draw_from
 
     def autocast(self, x: Tensor) -> torch.autocast:
         """The context in which the convolutions run in `self.dtype`."""
@@ -63,6 +70,8 @@ class VAE(nn.Module):
         """One optimiser step on x (B, C, H, W) in [0, 1] -> the objective's terms, detached."""
         decay = log_linear(1.0, self.lr_decay, step, self.lr_decay_steps)
         set_rates(self.optimizers, self.rates, decay)
+        if self.draw_from:
+            self.decoder.draw.requires_grad_(step >= self.draw_from)
         loss, terms = self.objective(self, x, step)
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()

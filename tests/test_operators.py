@@ -42,6 +42,7 @@ MODELS = {
     "vae": ({"name": "vae"}, {"name": "beta_vae"}),
     "factor_vae": ({"name": "vae"}, {"name": "factor_vae"}),
     "broadcast_vae": ({"name": "vae", "network": "broadcast"}, {"name": "beta_vae"}),
+    "affine_vae": ({"name": "vae", "network": "affine"}, {"name": "beta_vae"}),
     "seed": ({"name": "infogan", "network": "seed"}, None),
     "sn": ({"name": "infogan", "network": "sn"}, None),
     "broadcast": ({"name": "infogan", "network": "broadcast", "r1": 0.1, "r1_every": 8}, None),
@@ -86,7 +87,7 @@ def test_activations_behind_a_convolution_are_part_of_it(step):
     name, _, recorder = step
     fused = {operator: len(recorder.of(operator)) for operator in FUSED}
     # D of sn sees real and fake images in one batch, then G's; D of broadcast is the same network
-    expected = {"vae": (4, 3), "factor_vae": (4, 3), "broadcast_vae": (6, 1)}
+    expected = {"vae": (4, 3), "factor_vae": (4, 3), "broadcast_vae": (6, 1), "affine_vae": (4, 2)}
     expected |= {"seed": (3, 0), "sn": (8, 3)}
     assert tuple(fused.values()) == expected.get(name, (8, 0))
     if "vae" in name:

@@ -19,10 +19,10 @@ PAIRS = [(objective, "seed") for objective in OBJECTIVES]
 PAIRS += [("vae", network) for network in DECODERS if network != "seed"]
 
 
-def make(objective="vae", channels=1, latent_dim=10, network="seed", **settings):
+def make(objective="vae", channels=1, latent_dim=10, network="seed", draw_from=0, **settings):
     torch.manual_seed(0)
     section, shape = {"name": objective} | settings, (channels, 64, 64)
-    model = {"name": "vae", "latent_dim": latent_dim, "network": network}
+    model = {"name": "vae", "latent_dim": latent_dim, "network": network, "draw_from": draw_from}
     return build_model(shape, model, section, DATASET_SIZE)
 
 
@@ -80,6 +80,92 @@ def test_a_spatial_broadcast_is_a_convolution_of_copies_and_coordinates():
     weight = torch.cat([layer.vector.weight, layer.place.weight], 1)[:, :, None, None]
     expected = F.conv2d(torch.cat(planes, 1), weight, layer.vector.bias)
     torch.testing.assert_close(layer(z), expected)
+
+
+def test_the_affine_decoder_places_its_sprite():
+    decoder = make(network="affine").decoder
+    z, corner = 2 * torch.randn(50, 10), torch.tensor([0.4, -0.9])
+    x, y, size, angle, stretch = z[:, :5].unbind(1)
+    half, s = 0.5 * torch.exp(0.5 * torch.tanh(0.5 * size)), 0.7 * torch.sigmoid(2 * stretch)
+    right, down = half * s.exp() * corner[0], half * (-s).exp() * corner[1]
+    cos, sin = torch.cos(0.5 * angle), torch.sin(0.5 * angle)
+    image = torch.stack([0.3 * x + cos * right - sin * down, 0.3 * y + sin * right + cos * down])
+    image = torch.cat([image, torch.ones(1, 50)]).T[:, :, None]
+    found = (decoder.place(z) @ image)[:, :, 0]
+    torch.testing.assert_close(found, corner.expand(50, 2), atol=1e-4, rtol=1e-4)
+
+
+def centre(decoder, **pose):
+    """Centre (x, y) of what a decoder makes of these latents, in pixels from the image's."""
+    z = torch.zeros(1, 10)
+    for name, value in pose.items():
+        z[0, decoder.pose.index(name)] = value
+    image = (torch.sigmoid(decoder(z)) - torch.sigmoid(decoder.background))[0, 0].detach()
+    line = torch.arange(64.0) - 31.5
+    return ((image.sum(0) @ line) / image.sum()).item(), (image.sum(1) @ line / image.sum()).item()
+
+
+def test_x_is_to_the_right_and_y_downwards():
+    decoder = make(network="affine").decoder
+    assert centre(decoder) == pytest.approx((0, 0), abs=1e-3)
+    assert centre(decoder, x=1, angle=2) == pytest.approx((0.3 * 32, 0), abs=0.01)
+    assert centre(decoder, y=-1, stretch=2) == pytest.approx((0, -0.3 * 32), abs=0.01)
+
+
+def test_a_sprite_keeps_nothing_that_changes_its_sign_under_a_quarter_turn():
+    decoder = make(network="affine", channels=3).decoder
+    decoder.blob.data.normal_()
+    z = 3 * torch.randn(4, 10)
+    blob = decoder.sprite(z)
+    assert blob.shape == (4, 3, 32, 32)
+    torch.testing.assert_close(blob, blob.rot90(1, (2, 3)))
+    torch.testing.assert_close(blob[0], blob[1])  # nothing is drawn yet
+    torch.nn.init.normal_(decoder.draw[-1].weight)
+    sprite = decoder.sprite(z)
+    even = sprite + sprite.rot90(2, (2, 3))
+    torch.testing.assert_close(even, even.rot90(1, (2, 3)))
+    assert (sprite - sprite.rot90(2, (2, 3))).abs().max() > 1e-3  # a heart can be drawn
+    assert (sprite[0] - sprite[1]).abs().max() > 1e-3
+    z[:, :4].normal_()
+    torch.testing.assert_close(decoder.sprite(z), sprite)  # x, y, size and angle do not draw
+
+
+def test_the_stretch_takes_part_in_the_drawing():
+    vae = make(network="affine", channels=3, latent_dim=5)
+    torch.nn.init.normal_(vae.decoder.draw[-1].weight)
+    sprites = vae.decoder.sprite(torch.tensor([[0.0, 0, 0, 0, 0], [0, 0, 0, 0, 1]]))
+    assert (sprites[0] - sprites[1]).abs().max() > 1e-3
+    assert vae.decode(torch.zeros(2, 5)).shape == (2, 3, 64, 64)
+
+
+def test_places_keep_full_precision():
+    vae, z = make(network="affine"), torch.randn(8, 10)
+    exact = vae.decode(z)  # of the blob alone
+    vae.dtype = torch.bfloat16
+    assert torch.equal(vae.decode(z), exact)
+
+
+def test_the_affine_decoder_learns_to_draw_from_a_step_on():
+    vae, x = make(network="affine", draw_from=2), images()
+    before = [p.detach().clone() for p in vae.decoder.draw.parameters()]
+    vae.train_step(x, 0)
+    vae.train_step(x, 1)
+    assert all(map(torch.equal, vae.decoder.draw.parameters(), before))
+    vae.train_step(x, 2)
+    rate = vae.optimizers["vae"].param_groups[0]["lr"]
+    moved = (vae.decoder.draw[-1].weight - before[-2]).abs().max().item()
+    assert moved == pytest.approx(rate, rel=0.01)  # Adam's first step, not its third
+    vae.train_step(x, 3)
+    assert all((p != b).any() for p, b in zip(vae.decoder.draw.parameters(), before, strict=True))
+
+
+def test_the_affine_decoder_says_what_it_cannot_have():
+    with pytest.raises(
+        ValueError, match=r"model.latent_dim: 4 is not .* network affine; allowed: 5 or"
+    ):
+        make(network="affine", latent_dim=4)
+    with pytest.raises(ValueError, match=r"model.draw_from: 5 is not .* network seed; allowed: 0"):
+        make(draw_from=5)
 
 
 def test_every_decoder_can_be_chosen():
@@ -140,7 +226,8 @@ def test_beta_is_annealed_log_linearly(step, beta):
 def test_every_objective_moves_both_networks(objective, network):
     vae = make(objective, network=network)
     before = [p.detach().clone() for p in vae.parameters()]
-    terms = vae.train_step(images(), 0)
+    for step in range(2):  # the affine decoder's drawing is 0 in the first
+        terms = vae.train_step(images(), step)
     assert all(not term.requires_grad and term.isfinite() for term in terms.values())
     assert all((p != b).any() for p, b in zip(vae.parameters(), before, strict=True))
 
@@ -149,7 +236,8 @@ def test_every_objective_moves_both_networks(objective, network):
 def test_every_objective_learns_a_handful_of_images(objective, network):
     vae, x = make(objective, network=network), images(8)
     first = vae.train_step(x, 0)["recon"].item()
-    for step in range(1, 60):
+    # noise is no sprite: the affine decoder has only its background to learn
+    for step in range(1, 200 if network == "affine" else 60):
         last = vae.train_step(x, step)["recon"].item()
     assert last < 0.75 * first
 
