@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
+from benchmarks.moments import moments
 from models import build_model, needs_objective
 from models.networks import DECODERS, SpatialBroadcast
 from models.objectives import OBJECTIVES
@@ -100,9 +101,8 @@ def centre(decoder, **pose):
     z = torch.zeros(1, 10)
     for name, value in pose.items():
         z[0, decoder.pose.index(name)] = value
-    image = (torch.sigmoid(decoder(z)) - torch.sigmoid(decoder.background))[0, 0].detach()
-    line = torch.arange(64.0) - 31.5
-    return ((image.sum(0) @ line) / image.sum()).item(), (image.sum(1) @ line / image.sum()).item()
+    image = (torch.sigmoid(decoder(z)) - torch.sigmoid(decoder.background)).detach()
+    return tuple((moments(image)[0, :2] - 31.5).tolist())
 
 
 def test_x_is_to_the_right_and_y_downwards():
