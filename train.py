@@ -30,6 +30,7 @@ from training import (
     choose_precision,
     hardware,
     load_checkpoint,
+    need_compiler,
     need_optimizers,
     process_group,
     provenance,
@@ -37,6 +38,7 @@ from training import (
     restore,
     synchronise,
     train,
+    uncompiled,
     wait_for_all,
 )
 
@@ -139,6 +141,8 @@ def is_extended(state: dict[str, Any], path: Path) -> bool:
 def run(values: dict[str, Any], runs: Path) -> int:
     """Train the run that `values` describe until it is complete or interrupted; its exit code."""
     device = choose_device(values["train"]["device"])
+    if values["train"]["compile"]:
+        need_compiler(device)
     path = run_path(values, runs)
     state = saved_state(path)
     if state and state["step"] < values["train"]["steps"]:
@@ -223,10 +227,11 @@ def run_in(
     if folder is None:
         return 0
 
-    model.eval()
     title = f"{values['name']}, seed {seed}"
     random_images = data.batch(data.random_index(2048, seed=0))
-    draw_run(model, path, data.reference_images(), random_images, title=title)
+    with uncompiled():
+        model.eval()
+        draw_run(model, path, data.reference_images(), random_images, title=title)
     draw_training(path, frames.all(), title=title)
     images_seen = settings["steps"] * settings["batch_size"]
     folder.describe(images_seen=images_seen, train_seconds=round(log.seconds(), 1))

@@ -17,6 +17,11 @@ FEW_CHANNELS = 4  # up to here a 4x4, stride 2 convolution is better taken over 
 ACTIVATIONS = nn.ReLU, nn.LeakyReLU
 SMALL_MAP = 36  # up to so many positions of a map products of patches beat the library's kernels
 AMX = torch.cpu._is_amx_tile_supported()  # matrix units: a wasteful product beats a frugal sum
+_LIBRARY = torch.backends.mkldnn.is_available()
+_FUSED = {  # whether this build and processor have convolutions with an activation inside
+    torch.float32: _LIBRARY,
+    torch.bfloat16: _LIBRARY and torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+}
 
 
 class _Conv(torch.autograd.Function):
@@ -99,38 +104,36 @@ def _activated(
     transposed: bool,
     slope: float,
 ) -> Tensor:
-    """A (transposed) convolution and the leaky ReLU behind it, in one operator where there is."""
+    """A (transposed) convolution and the leaky ReLU behind it, in one operator where there is.
+
+    torch.compile takes the weight of the fused transposed one to be laid out in another way than it
+    is, and puts the activation into its own code.
+    """
+    fused = _FUSED.get(x.dtype) and not (transposed and torch.compiler.is_compiling())
     if transposed and _is_few(weight, stride, padding) and padding == 1:
         out = _to_few_channels(x, weight, bias)
     elif not transposed and stride == 1 and _is_small(x, weight, stride, padding):
         out = _product(x, weight, bias, padding)
-    elif slope == 1 or not _has_fused(x.dtype):
+    elif slope == 1 or not fused:
         out = _conv(x, weight, bias, *_settings(stride, padding, transposed))
     else:
         activation = ("relu", []) if slope == 0 else ("leaky_relu", [slope])
         rest = [stride] * 2, [1, 1], 1, *activation, ""
         if transposed:
-            fused = torch.ops.mkldnn._convolution_transpose_pointwise
-            return fused(x, weight, bias, [padding] * 2, [0, 0], *rest)
+            transpose = torch.ops.mkldnn._convolution_transpose_pointwise
+            return transpose(x, weight, bias, [padding] * 2, [0, 0], *rest)
         return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, [padding] * 2, *rest)
     return out if slope == 1 else F.leaky_relu_(out, slope)
-
-
-def _has_fused(dtype: torch.dtype) -> bool:
-    """Whether this build and processor have convolutions with an activation inside."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    bfloat16 = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return bfloat16 or dtype == torch.float32
 
 
 def _before_activation(grad: Tensor, out: Tensor | None, slope: float) -> Tensor:
     """The gradient in front of the leaky ReLU that gave out, from the one behind it."""
     if slope == 1:
         return grad
-    if slope == 0 and grad.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+    eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    if eager and slope == 0 and grad.dtype == torch.bfloat16:
         # A bfloat16 is positive where its bits are, read as an integer; the library's own operator
-        # goes through float32, which takes twice as long.
+        # goes through float32, which takes twice as long. Compiled code has it the other way round.
         bits = grad.view(torch.int16), out.view(torch.int16)
         return torch.ops.aten.threshold_backward(*bits, 0).view(torch.bfloat16)
     return torch.ops.aten.leaky_relu_backward(grad, out, slope, True)

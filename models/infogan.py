@@ -163,10 +163,12 @@ class InfoGAN(nn.Module):
     def compile(self, **settings: Any) -> None:
         """Compile the networks in place (torch's own would compile a forward that is not there).
 
-        All but D under r1, whose second derivative compiled code does not have.
+        All but D under r1, whose second derivative compiled code does not have, and the averaged G,
+        which only draws.
         """
+        left = [self.averaged] + [self.discriminator] * (self.r1 > 0)
         for network in self.children():
-            if network is not self.discriminator or self.r1 == 0:
+            if all(network is not other for other in left):
                 network.compile(**settings)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:

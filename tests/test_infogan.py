@@ -665,6 +665,9 @@ def test_compiling_compiles_the_networks():
     assert plain.discriminator._compiled_call_impl is None
     assert compiled.discriminator._compiled_call_impl is not None
     assert compiled.generator._compiled_call_impl is not None
+    averaged = make("sn", ema=0.9)
+    averaged.compile(backend="eager")
+    assert averaged.averaged._compiled_call_impl is None
     penalised = make("sn", r1=1.0)  # whose D is differentiated twice
     penalised.compile(backend="aot_eager")
     assert penalised.discriminator._compiled_call_impl is None

@@ -8,10 +8,10 @@ from training.checkpoint import (
     restore,
     save_checkpoint,
 )
-from training.device import choose_device, choose_precision, hardware
+from training.device import choose_device, choose_precision, hardware, need_compiler
 from training.folder import RunFolder, RunFolderError, provenance, refuse_another
 from training.logs import Log, speeds
-from training.loop import Interrupt, NonFiniteError, train
+from training.loop import Interrupt, NonFiniteError, train, uncompiled
 from training.parallel import PeerError, process_group, rank_label, synchronise, wait_for_all
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "choose_precision",
     "hardware",
     "load_checkpoint",
+    "need_compiler",
     "need_optimizers",
     "process_group",
     "provenance",
@@ -37,5 +38,6 @@ __all__ = [
     "speeds",
     "synchronise",
     "train",
+    "uncompiled",
     "wait_for_all",
 ]

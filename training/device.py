@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,17 @@ def choose_device(name: str) -> torch.device:
         available = ", ".join(device for device, yes in there.items() if yes)
         raise ValueError(f"device: '{name}' is not available here; available: auto, {available}")
     return torch.device(name)
+
+
+def need_compiler(device: torch.device) -> None:
+    """ValueError where torch.compile has no C++ compiler for a CPU; for a GPU it needs none."""
+    standard = {"Darwin": "clang++", "Windows": "cl"}.get(platform.system(), "g++")
+    compiler = os.environ.get("CXX", standard)
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise ValueError(
+            f"train.compile: true is not allowed on a CPU without a C++ compiler ('{compiler}' is "
+            "not there); allowed: false, or true with environment variable CXX naming a compiler"
+        )
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -141,14 +142,20 @@ def train(
                 bar.set_description(f"step {done:,}/{steps:,}", refresh=False)
                 bar.set_postfix({n: f"{v:.4g}" for n, v in terms.items() if n in SHOWN})
             if main and (done % draw_every == 0 or done == steps):
-                model.eval()
-                draw(done)
-                model.train()
+                with uncompiled():
+                    model.eval()
+                    draw(done)
+                    model.train()
             if done % save_every == 0 or done == steps or stop:
                 save(done)
             if stop and done < steps:
                 return stop
     return None
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """A context for pictures: of other batch sizes, each of which would be compiled for minutes."""
+    return torch.compiler.set_stance("force_eager")
 
 
 def _new_warnings(model: nn.Module, terms: dict[str, float], warned: set[str]) -> list[str]:
