@@ -120,7 +120,7 @@ def measure(name: str, kind: str, seconds: float) -> dict[str, Any]:
     torch.manual_seed(0)
     model = build(case)
     if case.encode:
-        speeds, flops = time_encoding(model, data, kind, seconds), 0
+        speeds = time_encoding(model, data, kind, seconds)
     elif kind == "plain":
         step = plain_infogan(model) if isinstance(model, InfoGAN) else plain_vae(model)
         batches = plain_batches(data, case.batch_size)
@@ -129,14 +129,15 @@ def measure(name: str, kind: str, seconds: float) -> dict[str, Any]:
             for _ in range(case.window):
                 step(next(batches))
 
-        speeds, flops = windows(window, case.window * case.batch_size, seconds), 0
+        speeds = windows(window, case.window * case.batch_size, seconds)
     else:
         model = as_trained(model)
         if case.compile:
             model.compile()
         speeds = time_loop(model, data, case, seconds)
-        flops = count_flops(as_trained(build(case)), data, case)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    trained = kind == "ours" and not case.encode
+    flops = count_flops(as_trained(build(case)), data, case) if trained else 0
     return {"speeds": speeds, "flops": flops, "mb": round(peak / 1024)}
 
 

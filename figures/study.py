@@ -4,6 +4,7 @@ A frame has a row a run, with the columns `config` and `seed` and those that `la
 what it is called) names; the order of the rows is that of the configurations.
 """
 
+import textwrap
 from os import PathLike
 from pathlib import Path
 
@@ -111,6 +112,8 @@ def hyperparameters(
             ax.set_xticks([], minor=True)
             ax.set_xlabel(key)
             _style(ax, label)
+        names = textwrap.fill(", ".join(group), 32 * len(labels))
+        row[0].set_title(f"{names}\n{row[0].get_title(loc='left')}", loc="left", fontsize=10)
     return save_chart(figure, path)
 
 
