@@ -39,7 +39,15 @@ from data import load_dataset
 from metrics import select
 from models import build_model
 from models.fast import keep_freed_memory
-from training import Batches, Interrupt, choose_device, hardware, refuse_another, speeds
+from training import (
+    Batches,
+    Interrupt,
+    choose_device,
+    hardware,
+    need_compiler,
+    refuse_another,
+    speeds,
+)
 
 ROOT = Path(__file__).resolve().parent
 POLL_S = 0.5  # between two looks at the runs
@@ -173,6 +181,10 @@ def sweep(study: Study, chosen: list[Member], options: argparse.Namespace) -> in
     runs = [find(member, options.runs, published) for member in chosen]
     todo = [run for run in runs if not run.complete]
     refuse_unbuildable(todo)
+    if options.cluster == "local":
+        for run in todo:
+            if run.values["train"]["compile"]:
+                need_compiler(choose_device(run.values["train"]["device"]))
     workers = share(study, todo, options)
     if options.dry_run:
         forecast(runs, todo, workers)

@@ -22,6 +22,7 @@ from models.fast import keep_freed_memory
 from models.objectives import OBJECTIVES
 from training import (
     Batches,
+    CompileError,
     Log,
     NonFiniteError,
     PeerError,
@@ -75,6 +76,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except (NonFiniteError, PeerError) as error:
         _report(error)
+        return 1
+    except CompileError as error:
+        reason = " ".join(str(error).splitlines()[:2])
+        kept = "the last checkpoint is intact, if there is one"
+        _report(f"torch.compile failed: {reason}; {kept}. train.compile=false does without it.")
         return 1
 
 
@@ -141,12 +147,13 @@ def is_extended(state: dict[str, Any], path: Path) -> bool:
 def run(values: dict[str, Any], runs: Path) -> int:
     """Train the run that `values` describe until it is complete or interrupted; its exit code."""
     device = choose_device(values["train"]["device"])
-    if values["train"]["compile"]:
-        need_compiler(device)
     path = run_path(values, runs)
     state = saved_state(path)
-    if state and state["step"] < values["train"]["steps"]:
-        need_optimizers(state, path)  # before the folder takes over the longer configuration
+    if state is None or state["step"] < values["train"]["steps"]:
+        if values["train"]["compile"]:
+            need_compiler(device)
+        if state:
+            need_optimizers(state, path)  # before the folder takes over the longer configuration
     with process_group(device) as (rank, processes):
         if rank > 0:
             wait_for_all()  # rank 0 has made or refused the folder
@@ -246,7 +253,7 @@ def make_model(values: dict[str, Any], data: ImageData, device: torch.device) ->
     model = model.to(device, memory_format=torch.channels_last)
     model.dtype = choose_precision(values["train"]["precision"], device)
     if values["train"]["compile"]:
-        model.compile()
+        model.compile(dynamic=False)  # every step has the same shapes
     return model
 
 

@@ -27,7 +27,9 @@ class Train(Strict):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the hardware computes in it"
     )
-    compile: bool = Field(False, description="torch.compile the networks")
+    compile: bool = Field(
+        False, description="torch.compile the networks; draws other noise than without"
+    )
     log_every: int = Field(100, ge=1, description="steps a row of log.csv averages over")
     draw_every: int = Field(250, ge=1, description="steps between frames of training.gif")
     save_every: int = Field(1000, ge=1, description="steps between checkpoints")

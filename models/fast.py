@@ -143,8 +143,11 @@ def _is_small(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     """Whether the convolution gives a small map.
 
     Why: there the library's kernels, made for rows of many positions, take two to six times as long
-    as matrix products of patches (256 channels, 3x3 and 6x6 maps).
+    as matrix products of patches (256 channels, 3x3 and 6x6 maps). torch.compile is left with the
+    library's: it takes minutes over the sums of patches, and its code for them is slower.
     """
+    if torch.compiler.is_compiling():
+        return False
     rows, columns = ((x.shape[i] + 2 * padding - weight.shape[i]) // stride + 1 for i in (2, 3))
     return rows * columns <= SMALL_MAP
 

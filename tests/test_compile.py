@@ -1,16 +1,25 @@
 """train.compile: compiled networks are the plain ones, in one piece, on a CPU too."""
 
 import shutil
+import signal
+import sys
 
 import pytest
 import torch
+from conftest import CONFIGS
 
+import sweep
 import train
-from models import InfoGAN, build_model
-from models.gan_networks import GAN_NETWORKS
+from models import VAE, InfoGAN, build_model
 from models.networks import DECODERS
+from training import load_checkpoint, need_compiler
 
 compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler g++")
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_before():
+    torch._dynamo.reset()
 
 
 def make_vae(network, dtype=torch.float32):
@@ -54,20 +63,49 @@ def test_a_compiled_vae_is_the_plain_one(dtype):
     torch.testing.assert_close(compiled, plain, **tolerance)
 
 
-@pytest.mark.parametrize("network", GAN_NETWORKS)
-def test_the_networks_of_infogan_are_traced_in_one_piece_and_stay_themselves(network):
+@pytest.mark.parametrize("first", [0, 20_000])  # with all that begins later
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_is_traced_in_one_piece_and_stays_itself(path, first):
+    values = train.resolve(path, ["train.device=cpu"])
     runs = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        model = build_model((1, 64, 64), {"name": "infogan", "network": network}, None)
+        model = build_model((1, 64, 64), values["model"], values["objective"], 1000)
         if compiled:
-            model.compile(backend="aot_eager", fullgraph=True)
+            model.compile(backend="aot_eager", fullgraph=True, dynamic=False)
         model.train()
-        for step in range(2):
-            torch.manual_seed(step)
-            terms = model.train_step(images(), step)
-        runs.append(terms)
+        runs.append(model.train_step(images(), first))
+        assert all(term.isfinite() for term in model.train_step(images(), first + 1).values())
     torch.testing.assert_close(runs[1], runs[0], rtol=1e-3, atol=1e-3)
+
+
+@compiler
+def test_a_compiled_run_goes_on_bit_for_bit(command, tmp_path):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    for runs, steps in ((straight, 4), (broken, 2), (broken, 4)):
+        assert (
+            train.main(command("config/twoD.yaml", "train.compile=true", runs=runs, steps=steps))
+            == 0
+        )
+    logs = [(runs / "small/seed0/log.csv").read_text() for runs in (straight, broken)]
+    assert logs[0] == logs[1]
+    states = [load_checkpoint(runs / "small/seed0")["model"] for runs in (straight, broken)]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_what_a_compiler_says_is_told_in_a_sentence(command, monkeypatch, capsys, interrupted):
+    def backend(graph, inputs):
+        if interrupted:
+            signal.raise_signal(signal.SIGINT)  # which a compiler gets too
+        raise RuntimeError("no room for a library")
+
+    compile_vae = VAE.compile
+    monkeypatch.setattr(VAE, "compile", lambda self, **_: compile_vae(self, backend=backend))
+    found = train.main(command("config/twoD.yaml", "train.compile=true"))
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert found == (130 if interrupted else 1)
+    assert ("stopped; the same command" if interrupted else "no room for a library") in error
 
 
 def test_pictures_are_drawn_without_compiling_for_their_shapes(command, monkeypatch):
@@ -86,7 +124,9 @@ def test_pictures_are_drawn_without_compiling_for_their_shapes(command, monkeypa
         return wrapped
 
     compile_networks = InfoGAN.compile
-    monkeypatch.setattr(InfoGAN, "compile", lambda self: compile_networks(self, backend=backend))
+    monkeypatch.setattr(
+        InfoGAN, "compile", lambda self, **_: compile_networks(self, backend=backend)
+    )
     monkeypatch.setattr(train.Frames, "add", uncompiled_only(train.Frames.add))
     monkeypatch.setattr(train, "draw_run", uncompiled_only(train.draw_run))
     arguments = command("config/twoD_infogan_sn.yaml", "train.compile=true", steps=2)
@@ -94,11 +134,27 @@ def test_pictures_are_drawn_without_compiling_for_their_shapes(command, monkeypa
     assert drawn == [True] * 3
 
 
-def test_on_a_cpu_without_a_compiler_train_compile_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    command = ["--config", "config/twoD_vae.yaml", "--runs", str(tmp_path)]
-    assert train.main([*command, "train.compile=true", "train.device=cpu"]) == 2
+def test_without_a_compiler_train_compile_is_refused(command, tmp_path, monkeypatch, capsys):
+    assert train.main(command("config/twoD.yaml")) == 0  # complete: needs none
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    assert train.main(command("config/twoD.yaml", "name=other", "train.compile=true")) == 2
     error = capsys.readouterr().err
-    assert "train.compile: true is not allowed" in error
-    assert "'no-such-compiler'" in error
-    assert list(tmp_path.iterdir()) == []
+    assert "train.compile: true is not allowed without a compiler (no-such-compiler is" in error
+    assert not (tmp_path / "runs/other").exists()
+    arguments = ["--config", "config/twoD.yaml", "--runs", str(tmp_path / "swept"), "--dry-run"]
+    assert sweep.main([*arguments, "train.compile=true", "train.device=cpu", "seed=0-1"]) == 2
+    assert "train.compile: true is not allowed" in capsys.readouterr().err
+
+
+def test_which_compiler_is_needed(monkeypatch):
+    for variable in ("CC", "CXX"):
+        monkeypatch.setenv(variable, f"{sys.executable} -O1")
+    for kind in ("cpu", "cuda", "mps"):
+        need_compiler(torch.device(kind))
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(ValueError, match="a compiler or its path in CC"):
+        need_compiler(torch.device("cuda"))
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match="a compiler or its path in CXX"):
+        need_compiler(torch.device("cpu"))

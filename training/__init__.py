@@ -11,12 +11,13 @@ from training.checkpoint import (
 from training.device import choose_device, choose_precision, hardware, need_compiler
 from training.folder import RunFolder, RunFolderError, provenance, refuse_another
 from training.logs import Log, speeds
-from training.loop import Interrupt, NonFiniteError, train, uncompiled
+from training.loop import CompileError, Interrupt, NonFiniteError, train, uncompiled
 from training.parallel import PeerError, process_group, rank_label, synchronise, wait_for_all
 
 __all__ = [
     "Batches",
     "CheckpointError",
+    "CompileError",
     "Interrupt",
     "Log",
     "NonFiniteError",

@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,15 @@ def choose_device(name: str) -> torch.device:
 
 
 def need_compiler(device: torch.device) -> None:
-    """ValueError where torch.compile has no C++ compiler for a CPU; for a GPU it needs none."""
+    """ValueError where torch.compile finds no compiler: of C++ for a CPU, of C for a GPU."""
     standard = {"Darwin": "clang++", "Windows": "cl"}.get(platform.system(), "g++")
-    compiler = os.environ.get("CXX", standard)
-    if device.type == "cpu" and shutil.which(compiler) is None:
+    variable, found = ("CXX", [standard]) if device.type == "cpu" else ("CC", ["gcc", "clang"])
+    if command := shlex.split(os.environ.get(variable, "")):
+        found = command[:1]
+    if device.type != "mps" and not any(map(shutil.which, found)):
         raise ValueError(
-            f"train.compile: true is not allowed on a CPU without a C++ compiler ('{compiler}' is "
-            "not there); allowed: false, or true with environment variable CXX naming a compiler"
+            f"train.compile: true is not allowed without a compiler ({' or '.join(found)} is not "
+            f"there); allowed: false, or true with a compiler or its path in {variable}"
         )
 
 

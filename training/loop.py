@@ -5,14 +5,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException as CompileError
 from tqdm import tqdm
 
 from training.batches import Batches, mix
@@ -123,7 +124,9 @@ def train(
     with Interrupt() as interrupt, bar:
         for step in range(start["step"], steps):
             torch.manual_seed(mix(seed, step, rank))
-            window.add(average(model.train_step(batch(batches[step]), step)))
+            with _compiling(interrupt):
+                terms = model.train_step(batch(batches[step]), step)
+            window.add(average(terms))
             done = step + 1
             bar.update(size)
             stop = agree(interrupt.signal)  # once a step: what it decides below must agree
@@ -151,6 +154,17 @@ def train(
             if stop and done < steps:
                 return stop
     return None
+
+
+@contextmanager
+def _compiling(interrupt: Interrupt) -> Iterator[None]:
+    """A context for what may compile: Ctrl-C, which the compiler gets too, is no failure of it."""
+    try:
+        yield
+    except CompileError:
+        if interrupt.signal:
+            raise KeyboardInterrupt from None  # half a step is not worth saving
+        raise
 
 
 def uncompiled() -> AbstractContextManager[None]:
