@@ -182,9 +182,9 @@ def sweep(study: Study, chosen: list[Member], options: argparse.Namespace) -> in
     todo = [run for run in runs if not run.complete]
     refuse_unbuildable(todo)
     if options.cluster == "local":
-        for run in todo:
-            if run.values["train"]["compile"]:
-                need_compiler(choose_device(run.values["train"]["device"]))
+        settings = [run.values["train"] for run in todo]
+        for device in {one["device"] for one in settings if one["compile"]}:
+            need_compiler(choose_device(device))
     workers = share(study, todo, options)
     if options.dry_run:
         forecast(runs, todo, workers)

@@ -35,7 +35,7 @@ def images(n=8):
 
 
 def gradients(vae, x, **settings):
-    """Logits of an x that is its own noise-free code, and the gradients of all weights."""
+    """Logits of x by its mean codes, without noise, and the gradients of all weights."""
     if settings:
         vae.encoder.compile(**settings)
         vae.decoder.compile(**settings)
@@ -45,22 +45,23 @@ def gradients(vae, x, **settings):
     return logits, torch.autograd.grad(loss, [*vae.encoder.parameters(), *vae.decoder.parameters()])
 
 
+def assert_stays_itself(network, dtype, **settings):
+    plain = gradients(make_vae(network, dtype), images())
+    compiled = gradients(make_vae(network, dtype), images(), fullgraph=True, **settings)
+    tolerance = {"rtol": 0.05, "atol": 0.01} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(compiled, plain, **tolerance)
+
+
 @pytest.mark.parametrize("network", DECODERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_vae_is_traced_in_one_piece_and_stays_itself(network, dtype):
-    plain = gradients(make_vae(network, dtype), images())
-    traced = gradients(make_vae(network, dtype), images(), backend="aot_eager", fullgraph=True)
-    tolerance = {"rtol": 0.05, "atol": 0.01} if dtype == torch.bfloat16 else {}
-    torch.testing.assert_close(traced, plain, **tolerance)
+    assert_stays_itself(network, dtype, backend="aot_eager")
 
 
 @compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_compiled_vae_is_the_plain_one(dtype):
-    plain = gradients(make_vae("seed", dtype), images())
-    compiled = gradients(make_vae("seed", dtype), images(), fullgraph=True)
-    tolerance = {"rtol": 0.05, "atol": 0.01} if dtype == torch.bfloat16 else {}
-    torch.testing.assert_close(compiled, plain, **tolerance)
+    assert_stays_itself("seed", dtype)
 
 
 @pytest.mark.parametrize("first", [0, 20_000])  # with all that begins later
@@ -83,10 +84,8 @@ def test_every_configuration_is_traced_in_one_piece_and_stays_itself(path, first
 def test_a_compiled_run_goes_on_bit_for_bit(command, tmp_path):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     for runs, steps in ((straight, 4), (broken, 2), (broken, 4)):
-        assert (
-            train.main(command("config/twoD.yaml", "train.compile=true", runs=runs, steps=steps))
-            == 0
-        )
+        arguments = command("config/twoD.yaml", "train.compile=true", runs=runs, steps=steps)
+        assert train.main(arguments) == 0
     logs = [(runs / "small/seed0/log.csv").read_text() for runs in (straight, broken)]
     assert logs[0] == logs[1]
     states = [load_checkpoint(runs / "small/seed0")["model"] for runs in (straight, broken)]
