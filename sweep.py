@@ -37,7 +37,6 @@ import train
 from config.study import Member, Study, choose, load_study, member_folder, members, study_of
 from data import load_dataset
 from metrics import select
-from models import build_model
 from models.fast import keep_freed_memory
 from training import (
     Batches,
@@ -180,7 +179,6 @@ def sweep(study: Study, chosen: list[Member], options: argparse.Namespace) -> in
     published = study.published if options.study else None
     runs = [find(member, options.runs, published) for member in chosen]
     todo = [run for run in runs if not run.complete]
-    refuse_unbuildable(todo)
     if options.cluster == "local":
         settings = [run.values["train"] for run in todo]
         for device in {one["device"] for one in settings if one["compile"]}:
@@ -253,20 +251,6 @@ def refuse_metrics(study: Study) -> None:
         select(study.metrics.split(","))
     except ValueError as error:
         raise config.ConfigError(f"key 'metrics': {error}") from error
-
-
-def refuse_unbuildable(runs: list[Run]) -> None:
-    """Raise ConfigError where a model or objective would refuse its settings once it is built."""
-    tried = set()
-    for run in runs:
-        sections = run.values["model"], run.values["objective"]
-        if (text := json.dumps(sections)) in tried:
-            continue
-        tried.add(text)
-        try:
-            build_model((1, 64, 64), *sections)
-        except ValueError as error:
-            raise config.ConfigError(f"{run.member.name}: {error}") from error
 
 
 def share(study: Study, todo: list[Run], options: argparse.Namespace) -> Workers:

@@ -99,6 +99,13 @@ def resolve(path: str, overrides: list[str]) -> dict[str, Any]:
         )
     if not needs_objective(name) and objective is not None:
         raise config.ConfigError(f"the model '{name}' has its own loss: take out 'objective'")
+    try:
+        with torch.device(
+            "meta"
+        ):  # no memory, no time: what a constructor refuses, before a folder
+            build_model((1, 64, 64), values["model"], objective)
+    except ValueError as error:
+        raise config.ConfigError(str(error)) from error
     return values
 
 

@@ -70,12 +70,24 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path, text, number):
         ("seed.x=1", ["'seed' is 0, not a section"]),
         ("objective=null", ["key 'objective' is missing", "'vae' needs one of"]),
         ("objective=[", ["value of 'objective'", "not YAML"]),
+        ("model.draw_from=5", ["model.draw_from", "5", "network seed", "allowed: 0"]),
+        (
+            "model={name: vae, network: affine, latent_dim: 4}",
+            ["model.latent_dim", "4", "5 or more"],
+        ),
+        (
+            "objective={name: controlled_vae, beta_min: 500}",
+            ["objective.beta_min", "500", "at most beta_start, 100"],
+        ),
     ],
 )
-def test_a_mistake_is_named(capsys, override, parts):
-    message = refused(capsys, "--config", "config/twoD.yaml", override)
+@pytest.mark.parametrize("more", [["--print-config"], []])
+def test_a_mistake_is_named_and_no_folder_made(capsys, tmp_path, override, parts, more):
+    runs = tmp_path / "runs"
+    message = refused(capsys, "--config", "config/twoD.yaml", "--runs", str(runs), override, *more)
     for part in parts:
         assert part in message
+    assert not runs.exists()
 
 
 def test_an_objective_without_a_name_lists_the_names(capsys):
