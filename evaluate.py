@@ -33,7 +33,7 @@ from training import (
     choose_device,
     choose_precision,
     hardware,
-    load_checkpoint,
+    load_hashed,
     provenance,
     restore,
 )
@@ -193,6 +193,7 @@ class Run(NamedTuple):
     step: int
     model: nn.Module
     data: ImageData
+    sha256: str  # of the checkpoint that the model is of
 
     @property
     def label(self) -> str:
@@ -215,8 +216,9 @@ def load_runs(paths: Iterable[Path], device: str) -> Iterator[Run]:
     keep_freed_memory()
     device, loaded, seen, groups = choose_device(device), {}, {}, {}
     for path in paths:
-        state = load_checkpoint(path)
-        values = config.validate(SCHEMA, state["config"])  # with keys that are younger than the run
+        state, digest = load_hashed(path)
+        with config.named(path):
+            values = config.validate(SCHEMA, state["config"])  # with keys younger than the run
         run = json.dumps(values, sort_keys=True)
         if run in seen:
             raise ValueError(f"{path} is the same run as {seen[run]}: give it once")
@@ -227,7 +229,8 @@ def load_runs(paths: Iterable[Path], device: str) -> Iterator[Run]:
         key = json.dumps(values["dataset"], sort_keys=True)
         if key not in loaded:
             loaded = {key: load_dataset(**values["dataset"]).to(device)}
-        yield Run(path, values, state["step"], model_of(state, path, device), loaded[key])
+        model = model_of(state, path, device)
+        yield Run(path, values, state["step"], model, loaded[key], digest)
 
 
 def score_checkpoints(
@@ -287,10 +290,7 @@ def score_run(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, dict[s
 
 def asked(run: Run, score: dict[str, Any]) -> dict[str, Any]:
     """What scores are a function of, beside their metrics: the weights, settings and draws."""
-    file = run.path / "checkpoint.pt" if run.path.is_dir() else run.path
-    with open(file, "rb") as checkpoint:
-        weights = hashlib.file_digest(checkpoint, "sha256").hexdigest()
-    facts = {"checkpoint_sha256": weights, "metrics_sha256": _code_of_metrics()}
+    facts = {"checkpoint_sha256": run.sha256, "metrics_sha256": _code_of_metrics()}
     facts |= {key: score.get(key) for key in ("seed", "repeats", "settings", "min_kl")}
     return json.loads(json.dumps(facts))  # as it is read from a file: with lists for tuples
 

@@ -8,6 +8,7 @@ scored stays in figure6_untrained.json: the same command goes on from there.
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"figure6.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("figure6.py: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 

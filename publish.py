@@ -6,6 +6,7 @@ and report.py find them: python publish.py --study config/studies/twoD.yaml
 
 import argparse
 import shutil
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +18,7 @@ import config
 import train
 from config.study import Study, load_study, member_folder, members
 from training import load_checkpoint, save_checkpoint
-from training.checkpoint import OF_OBJECTIVE
+from training.checkpoint import OF_OBJECTIVE, write_atomically
 
 LARGE = 8e6  # bytes of weights from which a published checkpoint holds them in half precision
 
@@ -61,6 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"publish.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("publish.py: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 
@@ -76,7 +80,7 @@ def publish(run: Path, name: str, out: Path, pictures: bool = True) -> None:
         raise ValueError(f"{run} is not finished: {lacks}")
     out.mkdir(parents=True, exist_ok=True)
     for source, target in files.items():
-        shutil.copyfile(run / source, out / target.format(name=name))
+        _copy(run / source, out / target.format(name=name))
     large = sum(tensor.nbytes for tensor in slim(state, half=False)["model"].values()) > LARGE
     save_checkpoint(out / f"{name}.pt", slim(state, half=large))
     print(f"published {run} as {out / name}")
@@ -94,7 +98,9 @@ def publish_study(study: Study, runs: Path) -> None:
         if train.holds(target, values) or not (run / "checkpoint.pt").exists():
             continue
         state = load_checkpoint(run)
-        if config.validate(train.SCHEMA, state["config"]) != values:
+        with config.named(run):
+            trained = config.validate(train.SCHEMA, state["config"])
+        if trained != values:
             print(f"{run} has not the configuration of the study, left out")
             continue
         if lacks := lacking(state, run, RECORDS):
@@ -103,7 +109,7 @@ def publish_study(study: Study, runs: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         save_checkpoint(target / "checkpoint.pt", slim(state, half=True))
         for source in sorted(RECORDS, key="config.yaml".__eq__):  # last: what makes it count
-            shutil.copyfile(run / source, target / source)
+            _copy(run / source, target / source)
         print(f"published {run} as {target}")
     there = len(list(study.published.glob("*/seed*/checkpoint.pt")))
     print(f"{there} runs are in {study.published}")
@@ -125,6 +131,11 @@ def slim(state: dict[str, Any], half: bool) -> dict[str, Any]:
     kept = {key: state[key] for key in ("config", "image_shape", "step")}
     weights = {k: w for k, w in state["model"].items() if not k.startswith(OF_OBJECTIVE)}
     return kept | {"model": _halved(weights) if half else weights}
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Whole or not at all: a full disk leaves what was published before."""
+    write_atomically(target, lambda file: shutil.copyfile(source, file))
 
 
 def _halved(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -237,8 +237,8 @@ def report(runs: list[Scored], out: Path, title: str, score: dict[str, Any]) -> 
     order = ["config", "seed", *main_labels, *FACTS]
     every = Table(
         "Every run",
-        "The first column leads to a run's own page, with a slider a latent; it is in the folder "
-        "of the run. All metrics are in results.csv.",
+        "The first column leads to a run's own page, with a slider a latent, where report.py has "
+        "run: it is in the folder of the run and not kept by git. All metrics are in results.csv.",
         ["configuration", "seed", *main_labels.values(), *FACTS.values()],
         [[_cell(row[key], key) for key in order] for _, row in frame.iterrows()],
         [os.path.relpath(run.folder / "report.html", out).replace(os.sep, "/") for run in runs],

@@ -222,10 +222,8 @@ def find(member: Member, runs: Path, published: Path | None = None) -> Run:
 
     Raises ValueError where train.py would refuse it.
     """
-    try:
+    with config.named(member.name):
         values = train.resolve(member.config, list(member.overrides))
-    except config.ConfigError as error:
-        raise config.ConfigError(f"{member.name}: {error}") from error
     path = locate(member, values, runs, published)
     refuse_another(path, config.to_yaml(values), train.as_resolved)
     state = train.saved_state(path)

@@ -129,9 +129,11 @@ def is_complete(state: dict[str, Any] | None, path: Path, steps: int) -> bool:
     return "optimizers" not in state or (path / LAST_PICTURE).exists()
 
 
-def as_resolved(text: str) -> str:
+def as_resolved(path: Path) -> str:
     """The text of a run's config.yaml with the defaults of keys that it was written without."""
-    return config.to_yaml(config.validate(SCHEMA, config.parse_yaml(text)))
+    values = config.read_yaml(path)
+    with config.named(path):
+        return config.to_yaml(config.validate(SCHEMA, values))
 
 
 def holds(path: Path, values: dict[str, Any]) -> bool:
@@ -139,7 +141,7 @@ def holds(path: Path, values: dict[str, Any]) -> bool:
     files = [path / name for name in ("checkpoint.pt", "config.yaml")]
     if not all(file.exists() for file in files):
         return False
-    return as_resolved(files[1].read_text(encoding="utf-8")) == config.to_yaml(values)
+    return as_resolved(files[1]) == config.to_yaml(values)
 
 
 def is_extended(state: dict[str, Any], path: Path) -> bool:
@@ -147,7 +149,8 @@ def is_extended(state: dict[str, Any], path: Path) -> bool:
 
     So it is from the start of a longer training to the first checkpoint that it saves.
     """
-    values = config.validate(SCHEMA, state["config"])
+    with config.named(path):
+        values = config.validate(SCHEMA, state["config"])
     return (path / "config.yaml").exists() and not holds(path, values)
 
 
@@ -245,6 +248,8 @@ def run_in(
     random_images = data.batch(data.random_index(2048, seed=0))
     with uncompiled():
         model.eval()
+        if not frames.all():  # lost since
+            frames.add(settings["steps"])
         draw_run(model, path, data.reference_images(), random_images, title=title)
     draw_training(path, frames.all(), title=title)
     images_seen = settings["steps"] * settings["batch_size"]

@@ -3,6 +3,8 @@
 import difflib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,15 @@ from pydantic import BaseModel, ValidationError
 
 class ConfigError(ValueError):
     """One sentence that names the key, the value and what is allowed."""
+
+
+@contextmanager
+def named(where: object) -> Iterator[None]:
+    """A context whose ConfigError opens with where the mistake is: a file, a key."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -52,13 +63,12 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError where there is none to read."""
     path = Path(path)
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
+        with named(path):
+            values = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a text file in UTF-8") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values")
     return values
@@ -97,10 +107,8 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
                 target = values[section] = {}
         if not isinstance(target, dict):
             raise ConfigError(f"'{section}' is {target!r}, not a section: '{key}' cannot be set")
-        try:
+        with named(f"value of '{key}'"):
             target[leaf] = parse_yaml(text)
-        except ConfigError as error:
-            raise ConfigError(f"value of '{key}': {error}") from error
     return values
 
 

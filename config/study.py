@@ -23,7 +23,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from config.loader import ConfigError, parse_yaml, read_yaml, split_override, validate
+from config.loader import ConfigError, named, parse_yaml, read_yaml, split_override, validate
 from config.schema import Strict
 
 NAME = r"^\w[\w.-]*$"
@@ -103,11 +103,9 @@ class Study(Strict):
 def load_study(path: str | os.PathLike) -> Study:
     """The study in a YAML file. Raises ConfigError: the key, the value, what is allowed."""
     values = read_yaml(path)
-    try:
+    with named(path):
         study = Study(**validate(Study, values))
         members(study)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
     return study
 
 
@@ -124,10 +122,8 @@ def study_of(path: str, overrides: list[str]) -> Study:
         if key in keys:
             keys[key] = text
             continue
-        try:
+        with named(f"value of '{key}'"):
             grid[key] = parse_yaml(f"[{text}]") or [None]  # key= is null, as for train.py
-        except ConfigError as error:
-            raise ConfigError(f"value of '{key}': {error}") from error
     run = {"config": path, "name": keys["name"], "grid": grid}
     given = {"name": keys["name"], "seeds": keys["seed"], "runs": [run]}
     return Study(**validate(Study, given))

@@ -59,6 +59,13 @@ class PackedImages:
         return pixels.view(*rows.shape[:-1], *self.shape[1:])
 
 
+def _sent(index: Tensor, device: torch.device) -> Tensor:
+    """index on the device; to a GPU without waiting for what that still computes."""
+    if device.type == "cuda" and index.device.type == "cpu":
+        return index.pin_memory().to(device, non_blocking=True)
+    return index.to(device)
+
+
 @lru_cache
 def _bit_table(dtype: torch.dtype, device: torch.device) -> Tensor:
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)  # (256, 8)
@@ -98,7 +105,7 @@ class ImageData:
 
         index: (B,) int64, there or on the CPU. Raises IndexError out of range (on the CPU).
         """
-        index = index.to(self.images.device)
+        index = _sent(index, self.images.device)
         if isinstance(self.images, PackedImages):
             return self.images.batch(index, dtype)
         return self.images.index_select(0, index).to(dtype).div_(self.levels)

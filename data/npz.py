@@ -27,7 +27,7 @@ def load_npz(cache_dir: Path, *, path: str) -> ImageData:
         with np.load(path, allow_pickle=False) as arrays:
             images, sizes, names = (arrays.get(key) for key in ("images", "sizes", "names"))
         return ImageData("npz", _images(images), _grid(sizes, names))
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"dataset.path: {path} cannot be used: {error}") from error
 
 

@@ -2,8 +2,8 @@
 
 x is (B, C, H, W) in [0, 1]; loss and terms are 0-d tensors in nats per image: summed over pixels
 and latents, averaged over the batch, so that beta and gamma mean what the papers mean. Terms are
-the same ones at every step: they are the columns of the log. The keyword
-arguments are the keys of the YAML section `objective`, with their types, ranges and defaults.
+the same ones at every step: they are the columns of the log. The keyword arguments are the keys of
+the YAML section `objective`, with their types, ranges and defaults.
 
 An objective with a state of its own (a discriminator, a controller) is an nn.Module: its keyword
 arguments are the keys, its `optimizers`, if any, step with the VAE's, and it is saved and resumed
@@ -11,10 +11,10 @@ with the model. Positional arguments named latent_dim or dataset_size are filled
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -74,7 +74,7 @@ def annealed_beta_vae(
     """
     beta_t = log_linear(beta_start, beta, step, anneal_steps)
     loss, terms = beta_vae(vae, x, step, beta=beta_t)
-    return loss, terms | {"beta": loss.new_tensor(beta_t)}
+    return loss, terms | {"beta": loss.new_full((), beta_t)}
 
 
 def capacity_vae(
@@ -90,10 +90,27 @@ def capacity_vae(
     terms, _ = elbo_terms(vae, x)
     capacity = linear(0.0, c_max, step, c_steps)
     loss = terms["recon"] + gamma * (terms["kl"] - capacity).abs()
-    return loss, terms | {"capacity": loss.new_tensor(capacity)}
+    return loss, terms | {"capacity": loss.new_full((), capacity)}
 
 
-class ControlledVAE(nn.Module):
+class _Controller(nn.Module):
+    """What moves the weight of the KL towards a target: C, over all processes of a run.
+
+    over_processes: the mean of a value over them, which training.synchronise puts here.
+    """
+
+    over_processes: Callable[[Tensor], Tensor] = staticmethod(lambda value: value)
+
+    def towards(
+        self, vae: VAE, x: Tensor, beta: Tensor, capacity: float
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """The loss at a weight, the terms, and KL - C."""
+        loss, terms = beta_vae(vae, x, 0, beta=beta)
+        error = self.over_processes(terms["kl"].detach()) - capacity
+        return loss, terms | {"beta": beta, "capacity": loss.new_full((), capacity)}, error
+
+
+class ControlledVAE(_Controller):
     """recon + beta_t KL, beta_t moved so that the KL follows a target: no beta, gamma to choose.
 
     The target C rises linearly from 0 to c_max nats over c_steps. The idea of ControlVAE (below)
@@ -127,12 +144,12 @@ class ControlledVAE(nn.Module):
     def forward(self, vae: VAE, x: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss at the present weight; the weight of the next step follows from its KL."""
         beta, capacity = self.log_beta.exp(), linear(0.0, self.c_max, step, self.c_steps)
-        loss, terms, error = _towards(vae, x, beta, capacity)
+        loss, terms, error = self.towards(vae, x, beta, capacity)
         self.log_beta.add_(self.k_i * error).clamp_(*self.log_range)
         return loss, terms
 
 
-class ControlVAE(nn.Module):
+class ControlVAE(_Controller):
     """recon + beta_t KL, beta_t from a proportional-integral controller: Shao et al. 2020, alg. 1.
 
     With e = C - KL: beta_t = beta_min + k_p / (1 + exp(e)) + I_t, at least beta_min, where I_t =
@@ -161,28 +178,11 @@ class ControlVAE(nn.Module):
     def forward(self, vae: VAE, x: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss at the present weight; the weight of the next step follows from its KL."""
         capacity = linear(0.0, self.c_max, step, self.c_steps)
-        loss, terms, error = _towards(vae, x, self.beta.clamp(min=self.beta_min), capacity)
+        beta = self.beta.clamp(min=self.beta_min)
+        loss, terms, error = self.towards(vae, x, beta, capacity)
         self.integral.add_(self.k_i * error * (self.beta >= self.beta_min))
         self.beta.copy_(self.beta_min + self.k_p * error.sigmoid() + self.integral)
         return loss, terms
-
-
-def _towards(
-    vae: VAE, x: Tensor, beta: Tensor, capacity: float
-) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """The loss at a controller's weight, the terms, and KL - C over all processes."""
-    loss, terms = beta_vae(vae, x, 0, beta=beta)
-    error = _over_processes(terms["kl"].detach()) - capacity
-    return loss, terms | {"beta": beta, "capacity": loss.new_tensor(capacity)}, error
-
-
-def _over_processes(value: Tensor) -> Tensor:
-    """Mean over the processes of a run, so that what it controls stays the same on all of them."""
-    if not dist.is_initialized():
-        return value
-    value = value.clone()
-    dist.all_reduce(value)
-    return value / dist.get_world_size()
 
 
 class FactorVAE(nn.Module):
@@ -236,7 +236,7 @@ class FactorVAE(nn.Module):
         beta = log_linear(self.beta_start, self.beta, step, self.anneal_steps)
         loss = terms["recon"] + beta * terms["kl"] + self.gamma * tc
         right = {"d_real": (real > 0).float().mean(), "d_fake": (fake < 0).float().mean()}
-        moves = {"beta": loss.new_tensor(beta)} if self.beta_start != self.beta else {}
+        moves = {"beta": loss.new_full((), beta)} if self.beta_start != self.beta else {}
         return loss + d_loss, {"loss": loss} | terms | {"tc": tc, "d_loss": d_loss} | right | moves
 
 
@@ -278,7 +278,7 @@ def decompose_kl(
     Index-code mutual information, total correlation and dimension-wise KL: Chen et al. 2018, eq. 2.
     """
     density = log_normal(q.z[:, None], q.mu, q.logvar)  # (B, B, D): sample i under posterior j
-    weights = log_weights(len(q.z), dataset_size, sampling).to(q.z.device)
+    weights = log_weights(len(q.z), dataset_size, sampling, q.z.device)
     joint = (weights + density.sum(2)).logsumexp(1)  # log q(z), (B,)
     marginals = (weights[..., None] + density).logsumexp(1).sum(1)  # sum of log q(z_d), (B,)
     own = density.diagonal().sum(0)  # log q(z | x), (B,)
@@ -292,7 +292,12 @@ def log_normal(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     return -0.5 * ((z - mu).square() * (-logvar).exp() + logvar + math.log(2 * math.pi))
 
 
-def log_weights(batch_size: int, dataset_size: int, sampling: Literal["mws", "mss"]) -> Tensor:
+def log_weights(
+    batch_size: int,
+    dataset_size: int,
+    sampling: Literal["mws", "mss"],
+    device: torch.device | None = None,
+) -> Tensor:
     """log W (B, B): q(z_i) is estimated by sum_j W_ij q(z_i | x_j); Chen et al. 2018, app. C.
 
     "mws": 1 / (N B) throughout, which lowers log q(z) and each log q(z_d) by up to log N. "mss":
@@ -308,11 +313,11 @@ def log_weights(batch_size: int, dataset_size: int, sampling: Literal["mws", "ms
         )
     n, others = dataset_size, batch_size - 1
     if sampling == "mws":
-        return torch.full((batch_size, batch_size), -math.log(n * batch_size))
-    weights = torch.full((batch_size, batch_size), 1 / others)
-    rows = torch.arange(batch_size)
-    weights[rows, rows] = 1 / n
-    weights[rows, (rows + 1) % batch_size] = (n - others) / (n * others)
+        return torch.full((batch_size, batch_size), -math.log(n * batch_size), device=device)
+    weights = torch.full((batch_size, batch_size), 1 / others, device=device)
+    weights.fill_diagonal_(1 / n)
+    for one_other in (weights.diagonal(1), weights[-1, 0]):  # one a row
+        one_other.fill_((n - others) / (n * others))
     return weights.log()
 
 

@@ -1,12 +1,15 @@
 """What tests/test_parallel.py runs on two processes: torchrun parallel_worker.py TASK FOLDER."""
 
+import signal
 import sys
+import time
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from models import build_model
@@ -16,6 +19,7 @@ from training.parallel import average
 CPU = torch.device("cpu")
 MODELS = {
     "vae": ({"name": "vae"}, {"name": "beta_vae", "beta": 4.0}),
+    "controlled": ({"name": "vae"}, {"name": "controlled_vae"}),
     "infogan": ({"name": "infogan"}, None),
 }
 
@@ -71,12 +75,12 @@ def main(task, folder):
             result = linear_steps(Batches(64, 8, 0, rank, processes))
         else:
             result = None
-            fail(rank, processes, folder)
+            lose_a_peer(rank, processes, folder, raises=task == "fail")
         torch.save(result, Path(folder) / f"rank{rank}.pt")
 
 
-def fail(rank, processes, folder):
-    """Train for long, with one process that raises in its fifth step."""
+def lose_a_peer(rank, processes, folder, raises):
+    """Train for long, with one process that raises or closes its connections in its fifth step."""
     model = Linear()
     synchronise(model)
     images = torch.rand(64, 1, 4, 4)
@@ -84,7 +88,13 @@ def fail(rank, processes, folder):
     def batch(index):
         calls.append(1)
         if rank == 1 and len(calls) == 5:
-            raise ValueError("deliberate")
+            if raises:
+                raise ValueError("deliberate")
+            dist.destroy_process_group()
+            signal.signal(
+                signal.SIGTERM, signal.SIG_DFL
+            )  # which torchrun sends when the other ends
+            time.sleep(60)
         return images[index]
 
     calls = []

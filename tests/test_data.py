@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from data import DATASETS, FactorGrid, ImageData, PackedImages, cache, dsprites, load_dataset
+from data.images import _sent
 
 REPO = Path(__file__).resolve().parents[1]
 REAL = REPO.parent / "shared" / "dsprites_real"
@@ -285,6 +287,15 @@ def test_batch_of_packed_images(shapes, dtype):
     assert x.dtype == dtype
     assert torch.equal(x, shapes.images[index].to(dtype) / shapes.levels)
     assert 0 < x.double().mean() < 0.1
+
+
+def test_an_index_goes_to_a_gpu_without_waiting(monkeypatch):
+    class Pinned:
+        def to(self, device, non_blocking=False):
+            return device.type, non_blocking
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: Pinned())
+    assert _sent(torch.arange(3), torch.device("cuda")) == ("cuda", True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -655,6 +666,13 @@ IMAGES = np.full((6, 8, 8), 200, np.uint8)
 def test_npz_refuses_other_content(tmp_path, arrays, reason):
     np.savez(tmp_path / "own.npz", **arrays)
     with pytest.raises(ValueError, match=f"dataset.path: .*own.npz cannot be used: .*{reason}"):
+        load_dataset("npz", path=tmp_path / "own.npz")
+
+
+def test_npz_refuses_what_is_no_array(tmp_path):
+    with zipfile.ZipFile(tmp_path / "own.npz", "w") as file:
+        file.writestr("images.npy", b"hello")
+    with pytest.raises(ValueError, match=r"dataset.path: .*own.npz cannot be used"):
         load_dataset("npz", path=tmp_path / "own.npz")
 
 

@@ -1,5 +1,6 @@
 """evaluate.py: checkpoints and plain codes in, table, JSON and pictures out."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import evaluate
 import publish
 import train
-from training import load_checkpoint
+from training import load_checkpoint, save_checkpoint
 
 FEW = [
     "beta_vae_paper.num_train=200",
@@ -69,6 +70,13 @@ def test_what_is_scored_is_not_scored_again(run, monkeypatch, capsys):
     assert evaluate.main([*arguments, "--seed", "1"]) == 2  # other draws would replace these
     with pytest.raises(AssertionError, match="scored again"):
         evaluate.main([*arguments, "--seed", "1", "--out", str(run / "other")])
+
+
+def test_scores_are_filed_under_the_weights_that_were_read(run):
+    old = hashlib.sha256((run / "checkpoint.pt").read_bytes()).hexdigest()
+    loaded = next(evaluate.load_runs([run], "cpu"))
+    save_checkpoint(run / "checkpoint.pt", load_checkpoint(run) | {"step": 5})  # it trains on
+    assert evaluate.asked(loaded, {})["checkpoint_sha256"] == old
 
 
 def test_a_large_published_checkpoint_is_small_and_still_the_same_model(command, tmp_path):

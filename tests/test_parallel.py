@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from parallel_worker import MODELS, linear_steps
 from test_training import assert_equal
 
 from training import Batches, load_checkpoint
@@ -57,7 +58,7 @@ def test_weights_and_logged_terms_are_equal_on_both_processes(tmp_path):
     code, _, error = torchrun(WORKER, "train", tmp_path)
     assert code == 0, error
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
-    for name in ("vae", "infogan"):
+    for name in MODELS:
         ours, theirs = (rank[name] for rank in ranks)
         weights = [key for key in ours["state"] if "running" not in key]  # each its own batch norm
         assert weights
@@ -70,9 +71,6 @@ def test_two_processes_step_as_one_on_the_whole_batch(tmp_path):
     code, _, error = torchrun(WORKER, "linear", tmp_path)
     assert code == 0, error
     two = torch.load(tmp_path / "rank0.pt")
-    sys.path.insert(0, str(WORKER.parent))
-    from parallel_worker import linear_steps
-
     one = linear_steps(Batches(64, 8, seed=0))
     torch.testing.assert_close(two["weight"], one["weight"], rtol=1e-5, atol=1e-6)
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
@@ -82,7 +80,14 @@ def test_a_process_that_fails_ends_the_others_and_says_why(tmp_path):
     code, _, error = torchrun(WORKER, "fail", tmp_path)
     assert code != 0
     assert "deliberate" in error
+
+
+def test_a_process_whose_peer_is_gone_says_so(tmp_path):
+    began = time.monotonic()
+    code, _, error = torchrun(WORKER, "leave", tmp_path)
+    assert code != 0
     assert "another process of this run has ended" in error
+    assert time.monotonic() - began < 60
 
 
 def test_bad_input_is_one_sentence_a_process(command):

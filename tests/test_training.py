@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,10 +78,12 @@ def test_seeds_of_neighbouring_steps_and_ranks_differ():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_a_straight_run_equals_an_interrupted_one_bit_for_bit(command, tmp_path, path):
+    text, later = path.read_text(), ["train.draw_every=4"]  # with what begins after a while
+    later += [f"model.{key}=4" for key in ("draw_from", "cr_start") if f"{key}: " in text]
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    assert train.main(command(path, runs=straight, steps=6)) == 0
-    assert train.main(command(path, runs=broken, steps=3)) == 0
-    assert train.main(command(path, runs=broken, steps=6)) == 0
+    assert train.main(command(path, *later, runs=straight, steps=6)) == 0
+    assert train.main(command(path, *later, runs=broken, steps=3)) == 0
+    assert train.main(command(path, *later, runs=broken, steps=6)) == 0
     a, b = (load_checkpoint(runs / "small/seed0") for runs in (straight, broken))
     assert_equal(a, b)
     for name in ("log.csv", "fixed.png", "random.png", "traversal.gif", "curves.png"):
@@ -378,6 +381,41 @@ def test_pictures_cut_short_after_more_steps_are_drawn(command, tmp_path, monkey
     assert (pictures / "curves.png").read_bytes() != short
 
 
+def test_frames_that_were_lost_are_no_end(command, tmp_path):
+    assert train.main(command("config/twoD.yaml")) == 0
+    run = tmp_path / "runs/small/seed0"
+    shutil.rmtree(run / "frames")
+    (run / "training.gif").unlink()
+    for _ in range(2):
+        assert train.main(command("config/twoD.yaml")) == 0
+        assert (run / "training.gif").exists()
+
+
+def test_a_run_that_was_paused_has_a_time(tmp_path):
+    Log(tmp_path, 0).row(1, 8, {"recon": 1.0}, 0.0016)
+    assert Log(tmp_path, 1).seconds() == pytest.approx(5000)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "must hold a mapping"),
+        ("name: [", "not YAML"),
+        ("...old_key: 1\n", "unknown key 'old_key'"),
+    ],
+)
+def test_a_folder_whose_configuration_cannot_be_read_is_named(
+    command, tmp_path, capsys, text, part
+):
+    assert train.main(command("config/twoD.yaml")) == 0
+    file = tmp_path / "runs/small/seed0/config.yaml"
+    file.write_text(text.replace("...", file.read_text()))
+    assert train.main(command("config/twoD.yaml")) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert str(file) in message
+    assert part in message
+
+
 def test_a_longer_run_redoes_the_provisional_last_row_and_frame(command, tmp_path):
     every = "train.log_every=3", "train.draw_every=3"
     for runs, all_steps in {"straight": [8], "grown": [4, 8]}.items():
@@ -451,3 +489,9 @@ def test_only_finished_runs_are_published(command, tmp_path, capsys):
     call = ["--run", str(run), "--name", "b", "--out", str(few), "--no-pictures"]
     assert publish.main(call) == 0
     assert {file.name for file in few.iterdir()} == {"b.pt", "b.yaml", "b_log.csv", "b_run.json"}
+
+
+def test_publishing_can_be_stopped(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(publish, "load_checkpoint", lambda path: signal.raise_signal(signal.SIGINT))
+    assert publish.main(["--run", str(tmp_path), "--name", "a"]) == 130
+    assert capsys.readouterr().err == "publish.py: stopped\n"

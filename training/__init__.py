@@ -4,6 +4,7 @@ from training.batches import Batches
 from training.checkpoint import (
     CheckpointError,
     load_checkpoint,
+    load_hashed,
     need_optimizers,
     restore,
     save_checkpoint,
@@ -28,6 +29,7 @@ __all__ = [
     "choose_precision",
     "hardware",
     "load_checkpoint",
+    "load_hashed",
     "need_compiler",
     "need_optimizers",
     "process_group",

@@ -1,5 +1,6 @@
 """Checkpoints: tensors and plain values in one file, replaced whole or not at all."""
 
+import hashlib
 import os
 import pickle
 import tempfile
@@ -53,13 +54,24 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises CheckpointError with one sentence where it cannot be read.
     """
+    return load_hashed(path)[0]
+
+
+def load_hashed(path: Path) -> tuple[dict[str, Any], str]:
+    """As load_checkpoint, with the SHA-256 of the very bytes that were read.
+
+    A training may replace the file meanwhile: what is open stays the old one.
+    """
     path = Path(path)
     if path.is_dir():
         path = path / "checkpoint.pt"
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
     except (
@@ -70,7 +82,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged or not a checkpoint of this project") from error
     if not isinstance(state, dict) or not {"config", "image_shape", "model", "step"} <= set(state):
         raise CheckpointError(f"{path} is not a checkpoint of this project")
-    return state
+    return state, digest
 
 
 def need_optimizers(state: dict[str, Any], path: Path) -> None:

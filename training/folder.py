@@ -19,15 +19,19 @@ class RunFolderError(ValueError):
     """The folder belongs to another configuration or another process."""
 
 
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
 class RunFolder:
     """`runs/<name>/seed<k>/`: a context; open to one process at a time, for one configuration only.
 
     `config_text` is the resolved configuration as YAML; a folder that holds another one is refused
-    with the difference (only train.steps may grow). `resolve` brings the text that is there to the
+    with the difference (only train.steps may grow). `resolve` reads the file that is there in the
     same form: keys that the project has learned since get their defaults. Raises RunFolderError.
     """
 
-    def __init__(self, path: Path, config_text: str, resolve: Callable[[str], str] = str):
+    def __init__(self, path: Path, config_text: str, resolve: Callable[[Path], str] = _text):
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.path / ".lock")
@@ -61,7 +65,7 @@ class RunFolder:
         write_atomically(path, lambda file: file.write_text(text))
 
 
-def refuse_another(path: Path, config_text: str, resolve: Callable[[str], str] = str) -> None:
+def refuse_another(path: Path, config_text: str, resolve: Callable[[Path], str] = _text) -> None:
     """Raise RunFolderError where `path` holds a run with another configuration.
 
     resolve: as for RunFolder.
@@ -69,7 +73,7 @@ def refuse_another(path: Path, config_text: str, resolve: Callable[[str], str] =
     config = path / "config.yaml"
     if not config.exists() or not (path / "checkpoint.pt").exists():
         return  # nothing would be lost
-    old, new = resolve(config.read_text(encoding="utf-8")).splitlines(), config_text.splitlines()
+    old, new = resolve(config).splitlines(), config_text.splitlines()
     changed = [
         line
         for line in difflib.unified_diff(old, new, n=0, lineterm="")

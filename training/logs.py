@@ -38,7 +38,7 @@ class Log:
         """One row: step and images seen so far, the terms, and the speed since the last row."""
         numbers = {name: f"{value:.9g}" for name, value in terms.items()}
         _append(self.folder / "log.csv", {"step": step, "images": images} | numbers)
-        _append(self.folder / "speed.csv", {"step": step, "images_per_s": f"{images_per_s:.1f}"})
+        _append(self.folder / "speed.csv", {"step": step, "images_per_s": f"{images_per_s:.6g}"})
         if self._board is not None:
             for name, value in terms.items():
                 self._board.add_scalar(name, value, step)

@@ -72,13 +72,19 @@ def average(terms: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def synchronise(model: nn.Module) -> None:
-    """Give every process the weights of rank 0, and let its optimisers see averaged gradients."""
+    """Give every process the weights of rank 0, and let its optimisers see averaged gradients.
+
+    A module with an attribute `over_processes` gets the mean of a value over all processes there.
+    """
     if not dist.is_initialized():
         return
     for tensor in model.state_dict().values():
         whole = tensor.contiguous()  # channels_last weights are not
         _collective(dist.broadcast, whole, 0)
         tensor.copy_(whole)
+    for module in model.modules():
+        if hasattr(module, "over_processes"):
+            module.over_processes = lambda value: average({"value": value})["value"]
     for optimizer in model.optimizers.values():
         optimizer.register_step_pre_hook(_average_gradients)
 
