@@ -2,7 +2,7 @@
 
 Trains it as train.py does, one seed after the other, and scores a part of the images every so many
 steps: FactorVAE score and MIG, by the protocols of evaluate.py. Says from which image on both stay
-above their marks to the end of the run. Rows go to a CSV file as they are made.
+above their marks to the end of the run.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=40_000, metavar="N", help="that are scored")
     parser.add_argument("--factor-vae", type=float, default=0.8, help="mark; default: .8")
     parser.add_argument("--mig", type=float, default=0.35, help="mark; default: .35")
-    parser.add_argument("--csv", type=Path, default=Path("benchmarks/time_to_disentangle.csv"))
+    parser.add_argument("--csv", type=Path, help="a file to which all rows are added")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for train.py")
     options = parser.parse_intermixed_args(arguments)
     for key, least in (("every", 1), ("images", 10_000)):
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def follow(values: dict[str, Any], every: int, images: int, out: Path) -> list[Row]:
+def follow(values: dict[str, Any], every: int, images: int, out: Path | None) -> list[Row]:
     """Train the run of a resolved configuration and score it every so many steps.
 
     Raises ValueError for a data set without factors, KeyboardInterrupt where it was stopped.
@@ -97,9 +97,10 @@ def follow(values: dict[str, Any], every: int, images: int, out: Path) -> list[R
         nonlocal paused
         start = time.perf_counter()
         found = scores_of(model, data, images)
-        minutes = round((start - began - paused) / 60, 2)
+        minutes = (start - began - paused) / 60
         rows.append(Row(values["name"], seed, step, step * settings["batch_size"], minutes, *found))
-        _append(out, rows[-1])
+        if out:
+            _append(out, rows[-1])
         paused += time.perf_counter() - start
 
     with tempfile.TemporaryDirectory() as folder:
@@ -160,7 +161,8 @@ def _append(path: Path, row: Row) -> None:
         writer = csv.writer(file, lineterminator="\n")
         if new:
             writer.writerow(Row._fields)
-        writer.writerow([f"{value:.4f}" if isinstance(value, float) else value for value in row])
+        scores = (f"{score:.4f}" for score in row[-2:])
+        writer.writerow([*row[:4], f"{row.minutes:.2f}", *scores])
 
 
 if __name__ == "__main__":
