@@ -492,6 +492,9 @@ def test_only_finished_runs_are_published(command, tmp_path, capsys):
 
 
 def test_publishing_can_be_stopped(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(publish, "load_checkpoint", lambda path: signal.raise_signal(signal.SIGINT))
+    def stop(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(publish, "load_checkpoint", stop)
     assert publish.main(["--run", str(tmp_path), "--name", "a"]) == 130
     assert capsys.readouterr().err == "publish.py: stopped\n"
