@@ -14,6 +14,9 @@ from models import VAE, InfoGAN, build_model
 from models.networks import DECODERS
 from training import load_checkpoint, need_compiler
 
+# From 20,000 on all has begun; before, networks differ only where something begins later.
+STEPS = [(path, 20_000) for path in CONFIGS]
+STEPS += [(p, 0) for p in CONFIGS if any(k in p.read_text() for k in ("draw_from:", "cr_start:"))]
 compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler g++")
 
 
@@ -64,8 +67,7 @@ def test_a_compiled_vae_is_the_plain_one(dtype):
     assert_stays_itself("seed", dtype)
 
 
-@pytest.mark.parametrize("first", [0, 20_000])  # with all that begins later
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(("path", "first"), STEPS, ids=lambda value: getattr(value, "stem", value))
 def test_every_configuration_is_traced_in_one_piece_and_stays_itself(path, first):
     values = train.resolve(path, ["train.device=cpu"])
     runs = []
