@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import Tensor
 
-import config
 import train
 from config.study import Study, load_study, member_folder, members
 from training import load_checkpoint, save_checkpoint
@@ -98,9 +97,7 @@ def publish_study(study: Study, runs: Path) -> None:
         if train.holds(target, values) or not (run / "checkpoint.pt").exists():
             continue
         state = load_checkpoint(run)
-        with config.named(run):
-            trained = config.validate(train.SCHEMA, state["config"])
-        if trained != values:
+        if train.configuration(state, run) != values:
             print(f"{run} has not the configuration of the study, left out")
             continue
         if lacks := lacking(state, run, RECORDS):

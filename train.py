@@ -100,9 +100,7 @@ def resolve(path: str, overrides: list[str]) -> dict[str, Any]:
     if not needs_objective(name) and objective is not None:
         raise config.ConfigError(f"the model '{name}' has its own loss: take out 'objective'")
     try:
-        with torch.device(
-            "meta"
-        ):  # no memory, no time: what a constructor refuses, before a folder
+        with torch.device("meta"):  # what a constructor refuses is refused before a folder is made
             build_model((1, 64, 64), values["model"], objective)
     except ValueError as error:
         raise config.ConfigError(str(error)) from error
@@ -144,14 +142,18 @@ def holds(path: Path, values: dict[str, Any]) -> bool:
     return as_resolved(files[1]) == config.to_yaml(values)
 
 
+def configuration(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What the run in `path`, saved as `state`, was trained with; younger keys get defaults."""
+    with config.named(path):
+        return config.validate(SCHEMA, state["config"])
+
+
 def is_extended(state: dict[str, Any], path: Path) -> bool:
     """Whether the run in `path`, saved as `state`, has taken over more steps than that knows of.
 
     So it is from the start of a longer training to the first checkpoint that it saves.
     """
-    with config.named(path):
-        values = config.validate(SCHEMA, state["config"])
-    return (path / "config.yaml").exists() and not holds(path, values)
+    return (path / "config.yaml").exists() and not holds(path, configuration(state, path))
 
 
 def run(values: dict[str, Any], runs: Path) -> int:

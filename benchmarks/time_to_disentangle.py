@@ -6,7 +6,6 @@ above their marks to the end of the run.
 """
 
 import argparse
-import csv
 import signal
 import sys
 import tempfile
@@ -17,17 +16,18 @@ from typing import Any, NamedTuple
 if __name__ == "__main__":  # this folder has a `metrics` of its own
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
 from pydantic_core import PydanticCustomError
 from torch import nn
 
 import train
 from config.study import parse_seeds
 from data import ImageData, load_dataset
+from evaluate import encode
 from metrics import score_all
 from models.fast import keep_freed_memory
 from training import Batches, Log, NonFiniteError, choose_device
 from training import train as train_model
+from training.logs import append_row
 
 
 class Row(NamedTuple):
@@ -100,7 +100,9 @@ def follow(values: dict[str, Any], every: int, images: int, out: Path | None) ->
         minutes = (start - began - paused) / 60
         rows.append(Row(values["name"], seed, step, step * settings["batch_size"], minutes, *found))
         if out:
-            _append(out, rows[-1])
+            numbers = {"minutes": f"{minutes:.2f}"}
+            numbers |= dict(zip(("factor_vae", "mig"), map("{:.4f}".format, found), strict=True))
+            append_row(out, rows[-1]._asdict() | numbers)
         paused += time.perf_counter() - start
 
     with tempfile.TemporaryDirectory() as folder:
@@ -125,17 +127,17 @@ def follow(values: dict[str, Any], every: int, images: int, out: Path | None) ->
 
 def scores_of(model: nn.Module, data: ImageData, images: int) -> tuple[float, float]:
     """FactorVAE score and MIG of the codes of so many images, the same ones every time."""
-    index = data.random_index(images, seed=1)
-    with torch.inference_mode():
-        parts = [model.encode(data.batch(part, model.dtype)).cpu() for part in index.split(1000)]
-    factors = data.grid.factors(index.numpy())
-    found = score_all(torch.cat(parts).numpy(), factors, metrics=("factor_vae", "mig"))
+    index = data.random_index(images, seed=1).numpy()
+    codes, _ = encode(model, data, "on the way", index)
+    found = score_all(codes, data.grid.factors(index), metrics=("factor_vae", "mig"))
     return found["factor_vae"]["score"], found["mig"]["score"]
 
 
 def holding(rows: list[Row], factor_vae: float, mig: float) -> Row | None:
-    """The first row from which on both scores stay at their marks or above, None if the last is
-    below one."""
+    """The first row from which on both scores stay at their marks or above.
+
+    None if the last is below one of them.
+    """
     first = None
     for row in reversed(rows):
         if row.factor_vae < factor_vae or row.mig < mig:
@@ -153,16 +155,6 @@ def sentence(rows: list[Row], factor_vae: float, mig: float) -> str:
         found = f"{marks} hold from {first.images:,} images on, {first.minutes:.1f} minutes"
     end = f"{last.factor_vae:.3f} and {last.mig:.3f} after {last.images:,}"
     return f"{last.config}, seed {last.seed}: {found} ({end})"
-
-
-def _append(path: Path, row: Row) -> None:
-    new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if new:
-            writer.writerow(Row._fields)
-        scores = (f"{score:.4f}" for score in row[-2:])
-        writer.writerow([*row[:4], f"{row.minutes:.2f}", *scores])
 
 
 if __name__ == "__main__":

@@ -91,10 +91,8 @@ def lose_a_peer(rank, processes, folder, raises):
             if raises:
                 raise ValueError("deliberate")
             dist.destroy_process_group()
-            signal.signal(
-                signal.SIGTERM, signal.SIG_DFL
-            )  # which torchrun sends when the other ends
-            time.sleep(60)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(60)  # until torchrun, when the other has ended, ends this one
         return images[index]
 
     calls = []

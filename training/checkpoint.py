@@ -7,7 +7,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
@@ -54,7 +54,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises CheckpointError with one sentence where it cannot be read.
     """
-    return load_hashed(path)[0]
+    with _opened(path) as file:
+        return _state(file)
 
 
 def load_hashed(path: Path) -> tuple[dict[str, Any], str]:
@@ -62,16 +63,24 @@ def load_hashed(path: Path) -> tuple[dict[str, Any], str]:
 
     A training may replace the file meanwhile: what is open stays the old one.
     """
+    with _opened(path) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        return _state(file), digest
+
+
+def _opened(path: Path) -> BinaryIO:
     path = Path(path)
     if path.is_dir():
         path = path / "checkpoint.pt"
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
+    return open(path, "rb")
+
+
+def _state(file: BinaryIO) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            state = torch.load(file, map_location="cpu", weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
     except (
@@ -79,10 +88,12 @@ def load_hashed(path: Path) -> tuple[dict[str, Any], str]:
         *(RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError),
         *(pickle.UnpicklingError, zipfile.BadZipFile),
     ) as error:
-        raise CheckpointError(f"{path} is damaged or not a checkpoint of this project") from error
+        raise CheckpointError(
+            f"{file.name} is damaged or not a checkpoint of this project"
+        ) from error
     if not isinstance(state, dict) or not {"config", "image_shape", "model", "step"} <= set(state):
-        raise CheckpointError(f"{path} is not a checkpoint of this project")
-    return state, digest
+        raise CheckpointError(f"{file.name} is not a checkpoint of this project")
+    return state
 
 
 def need_optimizers(state: dict[str, Any], path: Path) -> None:

@@ -37,8 +37,8 @@ class Log:
     def row(self, step: int, images: int, terms: dict[str, float], images_per_s: float) -> None:
         """One row: step and images seen so far, the terms, and the speed since the last row."""
         numbers = {name: f"{value:.9g}" for name, value in terms.items()}
-        _append(self.folder / "log.csv", {"step": step, "images": images} | numbers)
-        _append(self.folder / "speed.csv", {"step": step, "images_per_s": f"{images_per_s:.6g}"})
+        append_row(self.folder / "log.csv", {"step": step, "images": images} | numbers)
+        append_row(self.folder / "speed.csv", {"step": step, "images_per_s": f"{images_per_s:.6g}"})
         if self._board is not None:
             for name, value in terms.items():
                 self._board.add_scalar(name, value, step)
@@ -68,7 +68,8 @@ def speeds(folder: Path) -> list[tuple[int, float]]:
     return [(int(step), float(speed)) for step, speed in rows]
 
 
-def _append(path: Path, row: dict[str, object]) -> None:
+def append_row(path: Path, row: dict[str, object]) -> None:
+    """Add a row to a CSV file, which opens with its keys."""
     new = not path.exists()
     with open(path, "a", newline="") as file:
         writer = csv.DictWriter(file, list(row), lineterminator="\n")
