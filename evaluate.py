@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ Codes = tuple[np.ndarray, np.ndarray | None]  # (n, D) and their log-variances, 
 SCHEMA = config.make_schema(DATASETS, MODELS, OBJECTIVES)
 DEFAULT_METRICS = "beta_vae_paper,factor_vae,mig"
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "config" / "metrics.yaml"
+EVALUATED = Path("runs") / "evaluated"  # pictures and scores of checkpoints without a folder
 ENCODE_BATCH = 1024
 PICTURE_IMAGES = 2048  # on which the information of a latent is measured
 AGREEMENT_IMAGES = 10_000  # on which runs are compared for UDR
@@ -88,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the scores to this file too")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("overrides", nargs="*", metavar="metric.key=value", help="mig.num_bins=10")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     # a list of paths swallows the overrides behind it
     given = options.checkpoint or []
     paths = [path for path in given if "=" not in str(path) or path.exists()]
@@ -105,6 +107,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"--repeats: {options.repeats} is not allowed; allowed: 1 or more")
         if options.min_kl is not None and not options.min_kl > 0:
             raise ValueError(f"--min-kl: {options.min_kl} is not allowed; allowed: more than 0")
+        several = options.codes or len(paths) > 1
+        if several and options.out and (options.out / "evaluation.json").exists():
+            raise ValueError(f"--out: {options.out} has the scores of a run: give another folder")
         if options.json and options.json.is_dir():
             raise ValueError(f"--json: {options.json} is a folder, not a file to write")
         score = {
@@ -237,10 +242,14 @@ def score_checkpoints(
     paths: list[Path], out: Path | None, device: str, score: dict[str, Any]
 ) -> dict[str, Any]:
     """Encode, score and draw every checkpoint; one table; the JSON of all."""
+    files = [path for path in paths if path.is_file() and path.name != "checkpoint.pt"]
+    for a, b in combinations([] if out else files, 2):
+        if a.stem == b.stem:
+            raise ValueError(f"{a} and {b} would share {EVALUATED / a.stem}: give a folder (--out)")
     results, samples = {}, defaultdict(list)
     for run in load_runs(paths, device):
         folder = folder_of(run, out, several=len(paths) > 1)
-        scores = known_scores(run, folder, score) or score_run(run, folder, score)
+        scores = score_run(run, folder, score)
         if not scores:
             continue
         name, seed = run.values["name"], run.values["seed"]
@@ -264,8 +273,8 @@ def score_checkpoints(
 def score_run(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Encode, score and draw a run into a folder: metrics.json, evaluation.json, pictures.
 
-    Scores that are there already, of the same question, are kept beside the new ones. Returns those
-    that were asked for; {} of a data set without factors.
+    Scores that are there already, of the same question, are kept beside the new ones; where none
+    lacks, nothing is done. Returns those that were asked for; {} of a data set without factors.
     """
     if run.data.grid is None:
         draw(run.model, run.data, folder, {}, run.label)
@@ -275,6 +284,9 @@ def score_run(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, dict[s
     question = asked(run, score)
     known = _kept(folder, question)
     missing = [key for key in score["metrics"] if key not in known]
+    if not missing:
+        print(f"{run.label}: scored before; without {folder / 'metrics.json'} it is scored again")
+        return {key: known[key] for key in score["metrics"]}
     codes, logvar = encode(run.model, run.data, run.label)
     known |= _score(codes, run.data.grid, logvar, score | {"metrics": missing})
     scores = {key: known[key] for key in METRICS if key in known}
@@ -282,57 +294,61 @@ def score_run(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, dict[s
     facts = {"checkpoint": str(run.path), "step": run.step, "images_seen": run.images_seen}
     facts |= {"precision": str(run.model.dtype).removeprefix("torch."), **question}
     facts |= provenance() | {"hardware": hardware(next(run.model.parameters()).device)}
-    write_json(folder / "metrics.json", scores)
-    write_json(folder / "evaluation.json", facts)
+    written = write_json(folder / "metrics.json", scores)
+    write_json(folder / "evaluation.json", facts | {"scores_sha256": _sha256(written)})
     print(f"{run.label}: metrics.json and pictures are in {folder}")
     return {key: scores[key] for key in score["metrics"]}
 
 
 def asked(run: Run, score: dict[str, Any]) -> dict[str, Any]:
-    """What scores are a function of, beside their metrics: the weights, settings and draws."""
-    facts = {"checkpoint_sha256": run.sha256, "metrics_sha256": _code_of_metrics()}
+    """What scores answer, beside their metrics: the weights, settings and draws.
+
+    Not the precision and processor of the encoder, which move them by less than another draw does.
+    """
+    facts = {"checkpoint_sha256": run.sha256, "metrics_sha256": code_of_metrics()}
     facts |= {key: score.get(key) for key in ("seed", "repeats", "settings", "min_kl")}
     return json.loads(json.dumps(facts))  # as it is read from a file: with lists for tuples
 
 
-def _code_of_metrics() -> str:
+def code_of_metrics() -> str:
     """SHA-256 of the sources of the metrics: scores of others are not known ones.
 
     Without those of the statistics over runs, which change no score.
     """
     sources = sorted((Path(__file__).resolve().parent / "metrics").glob("*.py"))
     sources = [source for source in sources if source.name != "study.py"]
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
-
-
-def known_scores(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, Any] | None:
-    """What is asked for of the scores that `score_run` has left in a folder, None if some lack."""
-    known = _kept(folder, asked(run, score))
-    if not known or not set(score["metrics"]) <= set(known):
-        return None
-    print(f"{run.label}: scored before; without {folder / 'metrics.json'} it is scored again")
-    return {key: known[key] for key in score["metrics"]}
+    return _sha256(b"".join(source.read_bytes() for source in sources))
 
 
 def _kept(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
     """All scores that `score_run` has left in a folder, {} if they are of other weights or code.
 
-    Raises ValueError where they are of the same by other settings: they would be lost.
+    Raises ValueError where they are of the same weights by other settings: they would be lost.
     """
+    path = folder / "metrics.json"
     try:
-        facts, scores = (
-            json.loads((folder / name).read_text()) for name in ("evaluation.json", "metrics.json")
-        )
-    except (FileNotFoundError, json.JSONDecodeError):  # never scored, or by hand
+        facts, text = json.loads((folder / "evaluation.json").read_text()), path.read_bytes()
+        scores = json.loads(text)
+    except (FileNotFoundError, ValueError):  # never scored, or by hand
+        return {}
+    if facts.get("scores_sha256") != _sha256(text):  # not the scores that the facts are of
         return {}
     differ = [key for key, value in question.items() if facts.get(key) != value]
-    if differ and not any(key.endswith("_sha256") for key in differ):
-        key = differ[0]
+    others = [key for key in differ if not key.endswith("_sha256")]
+    if others and "checkpoint_sha256" not in differ:
+        key = others[0]
         raise ValueError(
-            f"{folder / 'metrics.json'} has scores with {key} {facts.get(key)}, these are with "
+            f"{path} has scores with {key} {facts.get(key)}, these are with "
             f"{question[key]}: give another folder (--out) or remove that file"
         )
+    if differ:
+        of = "other weights" if "checkpoint_sha256" in differ else "another version of the metrics"
+        print(f"{path}: scores of {of} are dropped: {', '.join(scores)}")
     return {} if differ else scores
+
+
+def _sha256(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
 
 
 def model_of(state: dict[str, Any], path: Path, device: torch.device) -> nn.Module:
@@ -402,8 +418,10 @@ def _matrices(scores: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(k, e["matrix"]) for k, e in scores.items() if k in keys and e.get("matrix")]
 
 
-def without_dead(codes: np.ndarray, logvar: np.ndarray | None, min_kl: float) -> np.ndarray:
-    """Codes (N, D), those of latents of less than min_kl nats (mean KL to N(0, 1)) set to 0.
+def without_dead(
+    codes: np.ndarray, logvar: np.ndarray | None, min_kl: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and logvar (N, D), latents of less than min_kl nats (mean KL to N(0, 1)) set to it.
 
     A latent that the decoder ignores still has means, of any scale, and they may follow a factor:
     metrics that do not look at the scale, such as MIG, count them. Raises ValueError where there is
@@ -416,14 +434,14 @@ def without_dead(codes: np.ndarray, logvar: np.ndarray | None, min_kl: float) ->
     if not (kl >= min_kl).any():
         raise ValueError(f"no latent has {min_kl:g} nats; the largest KL is {kl.max():.3g}")
     print(f"{(kl < min_kl).sum()} of {len(kl)} latents have less than {min_kl:g} nats")
-    return np.where(kl >= min_kl, codes, 0)
+    return np.where(kl >= min_kl, codes, 0), np.where(kl >= min_kl, logvar, 0)
 
 
 def _score(codes, factors, logvar, score, names=None) -> dict[str, dict[str, Any]]:
     score = dict(score)
     if (min_kl := score.pop("min_kl", None)) is not None:
         try:
-            codes = without_dead(codes, logvar, min_kl)
+            codes, logvar = without_dead(codes, logvar, min_kl)
         except ValueError as reason:  # of this model: the others keep their scores
             return {key: {"score": None, "reason": str(reason)} for key in score["metrics"]}
     if names is not None:
@@ -449,7 +467,7 @@ def folder_of(run: Run, out: Path | None, several: bool) -> Path:
     elif path.name == "checkpoint.pt":
         folder = path.parent
     else:
-        folder = Path("runs") / "evaluated" / path.stem
+        folder = EVALUATED / path.stem
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -469,8 +487,13 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
             value = rows[name].get(key, {}).get("score")
             cells.append(f"  {'-' if value is None else format(value, '.4f'):>{w}}")
         lines.append(f"{key:<{width}}" + "".join(cells))
-    reasons = {k: s[k]["reason"] for s in rows.values() for k in s if s[k].get("reason")}
-    lines += [f"{key}: {reason}" for key, reason in reasons.items()]
+    reasons: dict[str, list[str]] = defaultdict(list)  # line -> the models that it is true of
+    for name, scores in rows.items():
+        for key, entry in scores.items():
+            if reason := entry.get("reason"):
+                reasons[f"{key}: {reason}"].append(name)
+    for line, names in reasons.items():
+        lines.append(line if len(names) == len(rows) else f"{', '.join(names)}: {line}")
     return "\n".join(lines)
 
 
@@ -542,11 +565,12 @@ def summary_table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write a result whole or not at all. Raises ValueError where it holds a NaN."""
+def write_json(path: Path, result: dict[str, Any]) -> bytes:
+    """Write a result whole or not at all; returns what. Raises ValueError where it holds a NaN."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write_text(text))
+    text = (json.dumps(result, indent=1, allow_nan=False) + "\n").encode()
+    write_atomically(path, lambda file: file.write_bytes(text))
+    return text
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from sklearn.decomposition import PCA, FastICA
 from tqdm import tqdm
 
 from data import ImageData, load_dataset
-from evaluate import DEFAULT_CONFIG, encode, metric_settings, write_json
+from evaluate import DEFAULT_CONFIG, code_of_metrics, encode, metric_settings, write_json
 from figures.charts import bars
 from metrics import METRICS, score_all
 from models import build_model
@@ -106,14 +106,28 @@ def read_summary(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
             for key, entry in run["scores"].items():
                 if entry.get("protocol"):
                     summary[run["name"]][key]["protocol"] = entry["protocol"]
-        lacking = [name for name, scores in summary.items() if PAPER_METRIC not in scores]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        summary = {
+            name: {key: _checked(entry) for key, entry in scores.items()}
+            for name, scores in summary.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"--scores: {path} is not the JSON of evaluate.py for several checkpoints"
         ) from error
+    lacking = [
+        name
+        for name, scores in summary.items()
+        if PAPER_METRIC not in scores or scores[PAPER_METRIC]["mean"] is None
+    ]
     if lacking:
         raise ValueError(f"--scores: {path} has no {PAPER_METRIC} for {', '.join(lacking)}")
     return summary
+
+
+def _checked(entry: dict[str, Any]) -> dict[str, Any]:
+    """A metric's entry with numbers where the tables need them, or an error."""
+    mean, spread = (None if (v := entry.get(k)) is None else float(v) for k in ("mean", "spread"))
+    return entry | {"mean": mean, "spread": spread, "n": int(entry["n"])}
 
 
 def true_factors(data: ImageData, seed: int) -> np.ndarray:
@@ -179,11 +193,13 @@ def score_representations(load: Callable[[str], ImageData], kept: Path) -> Rows:
     """Row -> metric -> mean, spread (ddof 1) and n over seeds of what needs no training.
 
     load: the reader of data sets, called if something is left to score. kept: a JSON file, row ->
-    metric -> the score of every seed, that grows with each; scores of other settings are dropped.
+    metric -> the score of every seed, that grows with each; scores of other settings or of another
+    version of the metrics are dropped.
     Raises ValueError where it is something else.
     """
     settings = json.loads(json.dumps(metric_settings(DEFAULT_CONFIG, [])))
-    made_with = {"metrics": SCORED, "settings": settings}
+    made_with = {"metrics": SCORED, "settings": settings, "metrics_sha256": code_of_metrics()}
+    made_with |= {"fitted": FITTED, "components": COMPONENTS}
     scores = _read_kept(kept, made_with)
     wanted = {name: [PAPER_METRIC] if name == "raw pixels" else SCORED for name in REPRESENTATIONS}
     jobs = [(seed, name) for name in wanted for seed in range(SEEDS)]

@@ -7,7 +7,6 @@ first, as evaluate.py does it; runs that are not finished are left out.
 
 import argparse
 import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -29,7 +28,6 @@ from evaluate import (
     agreement_codes,
     factor_names,
     folder_of,
-    known_scores,
     load_runs,
     metric_settings,
     score_run,
@@ -165,7 +163,7 @@ def look_at(run: Run, out: Path | None, score: dict[str, Any]) -> Scored:
     """The scores of a run, old or new, and its page."""
     at_home = run.path.is_dir() or run.path.name == "checkpoint.pt"
     folder = folder_of(run, None if at_home else out, several=True)
-    scores = known_scores(run, folder, score) or score_run(run, folder, score)
+    scores = score_run(run, folder, score)
     sample = agreement_codes(run, score["seed"]) if scores and out else None
     file, log = folder / "run.json", folder / "log.csv"
     record = json.loads(file.read_text()) if file.exists() else {}
@@ -331,16 +329,16 @@ def _test_tables(frame: pd.DataFrame, labels: dict[str, str]) -> list[Table]:
     found = significance(frame, list(labels))
     if found.empty:
         return []
-    pairs = found.groupby("metric").size().min()
-    smallest = 2 / math.comb(int(found["n_a"].max() + found["n_b"].max()), int(found["n_a"].max()))
+    pairs = found.groupby("metric").size()
     note = (
-        "p of a two-sided Mann-Whitney U test of every two configurations with 3 runs or more, and "
-        "after Holm's correction over all pairs on that metric. Before it, p cannot fall below 0.1 "
-        f"with 3 runs a side, 0.03 with 4 and 0.008 with 5; after it, with {pairs} pairs or more a "
-        f"metric here, not below {min(1, pairs * smallest):.2f}."
+        "p of a two-sided Mann-Whitney U test of every two configurations with 3 runs or more, of "
+        "the pair by itself (not below 0.1 with 3 runs a side, 0.03 with 4 and 0.008 with 5); "
+        "then of Dunn's test, which ranks the runs of all configurations together, after Holm's "
+        f"correction over all pairs on that metric (up to {pairs.max()} here; by the normal "
+        "approximation, so roughly with few runs)."
     )
     runs = frame.groupby("config").size()
-    cells = {(r.a, r.b, r.metric): f"{r.p:.3f}; Holm {r.p_holm:.3f}" for r in found.itertuples()}
+    cells = {(r.a, r.b, r.metric): f"{r.p:.3f}; Dunn {r.p_dunn:.3f}" for r in found.itertuples()}
     fewer = [r for r in found.itertuples() if (r.n_a, r.n_b) != (runs[r.a], runs[r.b])]
     cells |= {
         (r.a, r.b, r.metric): f"{cells[r.a, r.b, r.metric]} (n {r.n_a}, {r.n_b})" for r in fewer
@@ -368,7 +366,10 @@ def draw(
     if len(labels) > 1 and len(frame) > 2:
         file = out / "correlation.png"
         text = "Which metrics rank the runs alike"
-        pictures[text] = rank_correlation(frame, labels, file, title=f"{title}: metrics")
+        signs = {key: -1 for key in LOWER_IS_BETTER if key in labels}
+        better = frame.assign(**{key: sign * frame[key] for key, sign in signs.items()})
+        names = labels | {key: f"{labels[key]}, negated" for key in signs}
+        pictures[text] = rank_correlation(better, names, file, title=f"{title}: metrics")
     alike = families({run.values["name"]: run.values for run in runs})
     if alike and labels:
         shown = main_labels or dict(list(labels.items())[:4])

@@ -42,6 +42,7 @@ def main() -> int:
     index = data.random_index(options.images, seed=1)
     factors = data.grid.factors(index.numpy())
     measured = torch.cat([moments(data.batch(part)) for part in index.split(1000)]).numpy()
+    measured /= measured.std(axis=0)  # of hundredths the FactorVAE score would prune
     gaps = "".join(f"{name:>13}" for name in data.grid.names)
     print(f"{'codes':<30}{'FactorVAE':>10}{'MIG':>7}{gaps}")
     for name, columns in CODES.items():

@@ -65,10 +65,13 @@ def rank_correlation(
     A metric that is the same in all runs has none: its cells show a dash.
     """
     values = frame[list(labels)].corr("spearman").to_numpy()
+    there = frame[list(labels)].notna().astype(int)
+    runs = np.unique(there.T @ there)  # of every two metrics
+    several = f"{runs[0]} to {runs[-1]}" if len(runs) > 1 else f"{runs[0]}"
     inches = 0.52 * len(labels)
     text = 0.075 * max(map(len, labels.values()))
     figure = Figure(figsize=(inches + text + 1.6, inches + text + 0.9), **SETTINGS)
-    _title(figure, title, f"Spearman's rank correlation over {len(frame)} runs")
+    _title(figure, title, f"Spearman's rank correlation over {several} runs")
     ax = figure.subplots()
     picture = ax.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1)
     figure.colorbar(picture, shrink=0.7)

@@ -185,7 +185,8 @@ def mig_chen(
 
     The information of a *sampled* code with a factor is H(z) - mean H(z | value), where z follows
     the mixture of all posteriors N(codes, exp(logvar)), or of those with that value; the gap of
-    the two largest, over log(#values), averaged over the factors that are not in `without`. The
+    the two largest, over the factor's entropy (log(#values) on a grid), averaged over the factors
+    that are not in `without`. The
     authors estimate the entropies from 10,000 draws; we integrate the mixture's density
     numerically (error below 1e-3 nats), so nothing is random. All samples are used.
     Posterior standard deviations below 1/4096 of the extent of a code (range of its means plus
@@ -206,14 +207,14 @@ def mig_chen(
         mean = np.asarray(samples.codes[:, d], dtype=np.float64)
         std = np.exp(0.5 * np.asarray(logvar[:, d], dtype=np.float64))
         info[d] = _posterior_information(mean, std, labels)
-    known = np.maximum(info, 0) / [math.log(y.max() + 1) for y in labels]
+    known = np.maximum(info, 0) / [entropy(np.bincount(y)) for y in labels]
     names, gaps = tuple(samples.names[k] for k in kept), top_gap(known)
     return Result(
         score=gaps.mean(),
         protocol=f"Chen et al. 2018, sampled codes, {len(kept)} factors",
         per_factor=by_name(names, gaps),
         matrix=known,
-        matrix_kind="mutual information / log(number of values)",
+        matrix_kind="mutual information / entropy of the factor",
         factors=names,
         settings={"factors": list(names)},
     )

@@ -43,11 +43,13 @@ def beta_vae_paper(
     the factor that a linear softmax classifier has to name. Factors named in `without` are
     never the fixed one: on dSprites four remain and chance is 1/4. Range 0 ... 1. The paper trains
     with Adagrad (rate 1e-2) to convergence from random starts; the problem is convex, so we
-    take the optimum and let each of `classifier_seeds` draw new points. scikit-learn's weak
-    L2 penalty (C = 1) keeps it finite where the points are separable; elsewhere it moves the
-    score of codes of scale 1 by .01 at most (Adagrad stopped after 20,000 steps gives up to .09
-    less), but codes that vary by hundredths are at chance: scale them. The score is
-    the mean over seeds. Plain samples are split: no row is in both training and test points.
+    go towards its optimum (100 iterations of L-BFGS; entangled codes need two or three times as
+    many, which moved the score by .01) and let each of `classifier_seeds` draw new points.
+    scikit-learn's weak L2 penalty (C = 1) keeps it finite where the points are separable;
+    elsewhere it moves the score of codes of scale 1 by .01 at most (Adagrad stopped after 20,000
+    steps gives up to .09 less), but codes that vary by hundredths may fall to chance: scale them.
+    The score is the mean over seeds. Plain samples are split: no row is in both training and test
+    points.
     """
     samples = as_samples(codes, factors)
     need_at_least(1, classifier_seeds=classifier_seeds)
@@ -144,8 +146,9 @@ def factor_vae(
 
     In a batch that shares one value of one factor, the code whose variance is smallest
     relative to its variance over `num_variance` samples votes for that factor. Codes with a
-    standard deviation below `min_std` do not vote (5e-2 as in the configuration of the 2019
-    study; its code prunes nothing by default and then a constant code gives 0/0). Range 0 ... 1,
+    standard deviation below `min_std` do not vote, constant codes never (5e-2 as in the
+    configuration of the 2019 study; its code prunes nothing by default and then a constant code
+    gives 0/0). Range 0 ... 1,
     chance about 1/K, 0 if no code is active. The matrix holds the training votes, as shares.
     """
     samples = as_samples(codes, factors)
@@ -155,7 +158,7 @@ def factor_vae(
     need_at_least(1, num_train=num_train, num_test=num_test)
     need_at_least(2, batch_size=batch_size, num_variance=num_variance)
     variance = sample(samples, rng, num_variance, "num_variance")[0].var(axis=0, ddof=1)
-    active = np.flatnonzero(np.sqrt(variance) >= min_std)
+    active = np.flatnonzero((np.sqrt(variance) >= min_std) & (variance > 0))
     votes = np.zeros((2, num_codes, len(names)), dtype=np.int64)  # training, test
     if active.size:
         for part, num in enumerate((num_train, num_test)):
@@ -204,7 +207,7 @@ def irs(
     For each value of a factor, the `quantile` of |z - E[z | value]|, averaged over the values
     and divided by max |z - E z|; the score is the mean over codes of 1 - its smallest such
     ratio, weighted by max |z - E z|, so codes count by their raw scale. Range 0 ... 1; pure noise
-    gives about .3 for a Gaussian and about 0 for a uniform code; constant codes are left out
+    gives about .4 for a Gaussian and about 0 for a uniform code; constant codes are left out
     and the score is 0 if there is no other. Values are the factor's own; `num_bins` groups
     them first (as the reference does, which blurs factors with more values than bins) and is
     needed for continuous factors. A value with few samples looks robust by chance: raises

@@ -92,7 +92,8 @@ def score_all(
     "dci_fast") -> keyword arguments; logvar goes to the metrics that have such an argument. Every
     metric draws from its own generator, a function of (seed, its name, repeat), so a score does not
     depend on what else is computed. With `repeats` > 1 numbers are means over the draws, `spread`
-    is the standard deviation (ddof 1) of the score and `scores` lists them. A metric that cannot be
+    is the standard deviation (ddof 1) of the score and `scores` lists them; what differs among the
+    settings is left out. A metric that cannot be
     computed has score None and a `reason`. `progress(name, done, total)` is called before each
     metric and at the end. `seconds` (total time) comes last and is all that may differ between two
     calls. Raises ValueError for bad codes or factors, an unknown metric and repeats < 1.
@@ -155,5 +156,8 @@ def _merge(entries: list[dict]) -> dict:
     if "matrix" in merged:
         values = np.mean([entry["matrix"]["values"] for entry in entries], axis=0)
         merged["matrix"] = merged["matrix"] | {"values": values.tolist()}
+    if settings := merged.get("settings"):
+        same = {k: v for k, v in settings.items() if all(e["settings"][k] == v for e in entries)}
+        merged["settings"] = same
     spread = {"spread": float(np.std(scores, ddof=1)), "scores": scores}
     return {"score": merged.pop("score"), **spread, **merged}

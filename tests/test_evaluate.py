@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -70,6 +71,52 @@ def test_what_is_scored_is_not_scored_again(run, monkeypatch, capsys):
     assert evaluate.main([*arguments, "--seed", "1"]) == 2  # other draws would replace these
     with pytest.raises(AssertionError, match="scored again"):
         evaluate.main([*arguments, "--seed", "1", "--out", str(run / "other")])
+
+
+def test_scores_of_something_else_are_neither_taken_nor_written_over(run, tmp_path, capsys):
+    arguments = ["--checkpoint", str(run), "--device", "cpu", *FEW]
+    assert evaluate.main(arguments) == 0
+    scores = json.loads((run / "metrics.json").read_text())
+    path, _ = write_codes(tmp_path / "codes.npz")
+    capsys.readouterr()
+    assert evaluate.main(["--codes", str(path), "--metrics", "mig", "--out", str(run)]) == 2
+    assert f"--out: {run} has the scores of a run" in capsys.readouterr().err
+    assert json.loads((run / "metrics.json").read_text()) == scores
+    (run / "metrics.json").write_text(json.dumps(scores | {"mig": {"score": 1.0}}))  # by hand
+    assert evaluate.main(arguments) == 0
+    again = json.loads((run / "metrics.json").read_text())
+    assert again["mig"]["score"] == scores["mig"]["score"]
+
+
+def test_scores_by_an_older_metric_are_dropped_aloud_and_by_other_settings_not_at_all(run, capsys):
+    arguments = ["--checkpoint", str(run), "--device", "cpu", *FEW]
+    assert evaluate.main([*arguments, "--metrics", "mig,irs", "irs.num_bins=2"]) == 0
+    facts = json.loads((run / "evaluation.json").read_text())
+    (run / "evaluation.json").write_text(json.dumps(facts | {"metrics_sha256": "0"}))
+    before = (run / "metrics.json").read_bytes()
+    assert evaluate.main([*arguments, "--metrics", "mig", "--seed", "7", "irs.num_bins=2"]) == 2
+    assert (run / "metrics.json").read_bytes() == before
+    capsys.readouterr()
+    assert evaluate.main([*arguments, "--metrics", "mig", "irs.num_bins=2"]) == 0
+    said = "scores of another version of the metrics are dropped: mig, irs"
+    assert f"{run / 'metrics.json'}: {said}" in capsys.readouterr().out
+    assert list(json.loads((run / "metrics.json").read_text())) == ["mig"]
+
+
+def test_files_of_one_name_do_not_share_a_folder(run, tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(run / "checkpoint.pt", tmp_path / folder / "vae.pt")
+    paths = [str(tmp_path / folder / "vae.pt") for folder in ("a", "b")]
+    assert evaluate.main(["--checkpoint", *paths, "--device", "cpu"]) == 2
+    assert f"{paths[0]} and {paths[1]} would share" in capsys.readouterr().err
+
+
+def test_a_reason_names_its_model_where_others_have_another():
+    why = {"mig_chen": {"score": None, "reason": "no posterior"}}
+    lines = evaluate.table({"gan": why, "vae": {"mig_chen": {"score": 0.5}}}).splitlines()
+    assert lines[-1] == "gan: mig_chen: no posterior"
+    assert evaluate.table({"gan": why}).splitlines()[-1] == "mig_chen: no posterior"
 
 
 def test_scores_are_filed_under_the_weights_that_were_read(run):
@@ -262,7 +309,10 @@ def test_latents_below_a_kl_count_as_constant(tmp_path, capsys):
     assert score("--min-kl", "9")["score"] is None
     assert "no latent has 9 nats; the largest KL is" in capsys.readouterr().out
     integers, wide = np.array([[100], [-100]], dtype=np.int8), np.zeros((2, 1), dtype=np.float32)
-    assert evaluate.without_dead(integers, wide, 100.0).tolist() == [[100], [-100]]
+    assert evaluate.without_dead(integers, wide, 100.0)[0].tolist() == [[100], [-100]]
+    codes, logvar = evaluate.without_dead(np.array([[1.0, 9], [1, 9]]), np.full((2, 2), -1.0), 5.0)
+    assert codes.tolist() == [[0, 9], [0, 9]]
+    assert logvar.tolist() == [[0, -1], [0, -1]]  # the prior's: MIG of sampled codes reads it too
 
 
 def test_scores_of_live_latents_are_not_kept_for_those_of_all(run, capsys):

@@ -65,7 +65,15 @@ def test_tables_hold_ours_beside_the_paper():
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"mig": {}}', '{"summary": []}', '{"summary": {"a": {"mig": {}}}}']
+    "text",
+    [
+        *("{", "[]", '{"mig": {}}', '{"summary": []}', '{"summary": {"a": {"mig": {}}}}'),
+        '{"summary": {"a": {"beta_vae_paper": 0.9}}}',
+        '{"summary": {"a": {"beta_vae_paper": {"n": 3}}}}',
+        '{"summary": {"a": {"beta_vae_paper": {"mean": "x", "n": 3}}}}',
+        '{"summary": {"a": {"beta_vae_paper": {"mean": null, "n": 3}}}}',
+        '{"summary": {"a": {"beta_vae_paper": {"mean": 0.9}}}}',
+    ],
 )
 def test_a_json_of_something_else_is_refused(tmp_path, capsys, text):
     path = tmp_path / "metrics.json"
@@ -123,9 +131,17 @@ def test_what_is_scored_is_kept(data, tmp_path, monkeypatch):
         figure6.score_representations(lambda name: data, kept)
     rows = figure6.score_representations(lambda name: data, kept)
     assert drawn == [0, 1, 1, 2]
-    assert figure6.score_representations(lambda name: pytest.fail("data is read"), kept) == rows
+
+    def refuse(name):
+        raise ValueError("data is read")
+
+    assert figure6.score_representations(refuse, kept) == rows
     assert figure6.score_representations(lambda name: data, straight) == rows
     assert kept.read_text() == straight.read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(figure6, "FITTED", 5)
+        with pytest.raises(ValueError, match="data is read"):
+            figure6.score_representations(refuse, kept)
     monkeypatch.setattr(figure6, "SCORED", ["beta_vae_paper", "mig"])  # made otherwise: anew
     assert set(figure6.score_representations(lambda name: data, kept)["PCA"]) == {
         "beta_vae_paper",

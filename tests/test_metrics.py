@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.integrate import quad
 from scipy.stats import norm
+from sklearn.linear_model import Lasso
 from sklearn.metrics import mutual_info_score as sklearn_mutual_info
 
 from data.grid import FactorGrid
@@ -341,6 +342,24 @@ def test_udr_ranks_runs_by_what_others_found():
     assert udr([TRUE, NOISE], rng, num_samples=3000).score < 0.01
 
 
+def test_udr_takes_the_median_over_what_others_find():
+    """Pair by pair, on runs whose Lasso differs from that of the way back."""
+    runs = [TRUE[:, :2] @ mix for mix in ([[1, 0.8], [0, 0.6]], [[1, 0.3], [0.2, 1]], [[1], [0.5]])]
+    runs = [run / run.std(axis=0) for run in runs]
+
+    def pair(source, target):
+        strength = np.abs(Lasso(alpha=0.1).fit(source, target).coef_).reshape(target.shape[1], -1)
+        return np.mean(
+            [(s.max(axis=1) ** 2 / s.sum(axis=1)).mean() for s in (strength, strength.T)]
+        )
+
+    to = [[pair(runs[i], runs[j]) for i in range(3) if i != j] for j in range(3)]
+    back = [[pair(runs[j], runs[i]) for i in range(3) if i != j] for j in range(3)]
+    assert np.abs(np.subtract(np.median(to, axis=1), np.median(back, axis=1))).min() > 0.02
+    got = udr(runs, np.random.default_rng(0), num_samples=len(TRUE)).settings["scores"]
+    assert got == pytest.approx(np.median(to, axis=1), abs=1e-6)
+
+
 def test_udr_leaves_out_codes_without_information():
     rng = np.random.default_rng(0)
     padded = np.c_[TRUE, 0.3 * NOISE[:, :1]]
@@ -563,6 +582,26 @@ def test_repeats_give_mean_and_spread():
     assert got["score"] == pytest.approx(np.mean(list(got["per_factor"].values())), abs=1e-12)
     once = score_all(TRUE + NOISE, GRID, **kwargs)["mig"]
     assert once["score"] == got["scores"][0]
+    pairs = {"metrics": ["beta_vae_paper"], "repeats": 2}
+    settings = score_all(TRUE + NOISE, GRID, **pairs)["beta_vae_paper"]["settings"]
+    assert settings["num_pairs"] == 30
+    assert "scores" not in settings  # they are of a single draw
+
+
+def test_chens_gap_is_over_the_entropy_of_an_unbalanced_factor():
+    bit = (np.arange(1000) % 10 == 0).astype(int)
+    factors = np.c_[bit, np.arange(1000) // 10 % 4]
+    logvar = np.full((1000, 2), -12.0)
+    got = METRICS["mig_chen"](factors * 1.0, factors, logvar=logvar)
+    assert got.score == pytest.approx(1, abs=1e-3)
+
+
+def test_a_constant_code_has_no_vote():
+    padded, settings = np.c_[TRUE, np.zeros(len(TRUE))], {"min_std": 0.0, "num_variance": 3000}
+    for codes, active in ((TRUE, 4), (padded, 4)):
+        got = METRICS["factor_vae"](codes, GRID, np.random.default_rng(0), **settings)
+        assert got.score == pytest.approx(1)
+        assert got.settings["active_codes"] == active
 
 
 @pytest.mark.parametrize(

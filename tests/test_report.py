@@ -1,6 +1,7 @@
 """report.py: tables, charts and pages of many runs, from scores that are known."""
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from scipy.stats import norm
 
 import config
 import evaluate
@@ -19,7 +21,7 @@ import publish
 import report
 import train
 from figures.html import LIMIT, VALUES, Table, run_page
-from metrics.study import choices, families, holm, significance
+from metrics.study import choices, families, significance
 from models import build_model
 from training import load_checkpoint, save_checkpoint
 
@@ -59,9 +61,10 @@ def make_run(runs, squares, name, seed, *, scores=None, step=4):
             "factors": ["size", "posX"],
             "values": [[0.9, 0.1], [0.0, 0.5], [0.0, 0.0]],
         }
-        (folder / "metrics.json").write_text(json.dumps(entries))
+        text = evaluate.write_json(folder / "metrics.json", entries)
         run = next(evaluate.load_runs([folder], "cpu"))
-        (folder / "evaluation.json").write_text(json.dumps(evaluate.asked(run, asked())))
+        facts = evaluate.asked(run, asked()) | {"scores_sha256": hashlib.sha256(text).hexdigest()}
+        (folder / "evaluation.json").write_text(json.dumps(facts))
     return folder
 
 
@@ -94,7 +97,7 @@ def written(runs, tmp_path_factory):
     printed = io.StringIO()
     found = iter(UDR.values())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "score_run", never)
+        patch.setattr(evaluate, "_score", never)
         patch.setattr(report, "PICTURE_IMAGES", 64)
         patch.setattr(report, "agreement", lambda *_: {"mean": 0.5, "scores": next(found)})
         patch.setattr("sys.stdout", printed)
@@ -148,25 +151,27 @@ def test_lower_is_better_for_the_metrics_that_say_so():
 def test_differences_are_tested_where_there_are_three_runs_a_side(written):
     lines = (written[0] / "results.md").read_text().splitlines()
     assert "| configurations | n | Paper's metric | MIG |" in lines
-    assert "| beta2, beta8 | 3, 3 | 0.100; Holm 0.100 | - |" in lines  # beta8 has two scores of MIG
-
-
-def test_holm_by_hand():
-    """.01 x 3, .03 x 2, and .04 x 1, which is not below what came before."""
-    assert holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm(np.array([0.6, 0.5])) == pytest.approx([1, 1])
-    assert len(holm(np.array([]))) == 0
+    assert "| beta2, beta8 | 3, 3 | 0.100; Dunn 0.037 | - |" in lines  # beta8 has two MIGs
 
 
 def test_significance_by_hand():
-    """2 of the 20 splits of three and three are as extreme, ties or not; 3 pairs: times 3."""
+    """2 of the 20 splits of three and three are as extreme, ties or not.
+
+    Mean ranks 2, 5 and 8 of nine runs, three of them tied: z = -3 / 2.215 and -6 / 2.215 with
+    2.215^2 = (9 * 10 - (27 - 3) / 8) / 12 * (1 / 3 + 1 / 3), two-sided p .1757 and .0068; Holm's
+    factors are 2, 3 and 2.
+    """
     scores = [1, 1, 1, 4, 5, 6, 7, 8, 9]
     frame = pd.DataFrame({"config": list("aaabbbccc"), "mig": scores, "sap": scores[::-1]})
-    found = significance(frame, ["mig", "sap"])
-    assert list(found["metric"]) == ["mig"] * 3 + ["sap"] * 3
-    assert list(found["u"]) == [0, 0, 0, 9, 9, 9]
-    assert list(found["p"]) == pytest.approx([0.1] * 6)
-    assert list(found["p_holm"]) == pytest.approx([0.3] * 6)  # each metric by itself
+    frame["irs"] = 0.5
+    frame = pd.concat([frame, pd.DataFrame({"config": ["d", "d"], "mig": 5.0})])  # too few runs
+    found = significance(frame, ["mig", "sap", "irs"])
+    assert list(found["metric"]) == ["mig"] * 3 + ["sap"] * 3 + ["irs"] * 3
+    assert list(found["u"]) == [0, 0, 0, 9, 9, 9, 4.5, 4.5, 4.5]
+    assert list(found["p"]) == pytest.approx([0.1] * 6 + [1] * 3)
+    z = np.array([3, 6, 3]) / np.sqrt((90 - 24 / 8) / 12 * 2 / 3)
+    by_hand = 2 * norm.sf(z) * [2, 3, 2]
+    assert list(found["p_dunn"]) == pytest.approx([*by_hand, *by_hand, 1, 1, 1])
 
 
 def test_a_family_differs_in_one_number():
@@ -314,18 +319,21 @@ def test_names_are_text_and_pictures_that_do_not_fit_are_named(runs, tmp_path):
     assert "<b>size" not in text
 
 
-def test_known_scores_are_those_of_the_same_question(runs):
+def test_known_scores_are_those_of_the_same_question(runs, monkeypatch):
     run, score = next(evaluate.load_runs([runs / "beta2/seed0"], "cpu")), asked()
-    assert evaluate.known_scores(run, run.path, score)["mig"]["score"] == 0.1
-    fewer = evaluate.known_scores(run, run.path, score | {"metrics": ["mig"]})
+    monkeypatch.setattr(evaluate, "_score", never)
+    assert evaluate.score_run(run, run.path, score)["mig"]["score"] == 0.1
+    fewer = evaluate.score_run(run, run.path, score | {"metrics": ["mig"]})
     assert list(fewer) == ["mig"]
-    assert evaluate.known_scores(run, run.path, score | {"metrics": ["mig", "irs"]}) is None
     for key, value in {"seed": 1, "repeats": 2, "settings": {}, "min_kl": 0.05}.items():
         with pytest.raises(ValueError, match=rf"metrics.json has scores with {key} .*--out"):
-            evaluate.known_scores(run, run.path, score | {key: value})  # they would be lost
+            evaluate.score_run(run, run.path, score | {key: value})  # they would be lost
     another = run._replace(sha256="0" * 64)  # other weights
-    assert evaluate.known_scores(another, run.path, score) is None
-    assert evaluate.known_scores(run, runs, score) is None
+    for unknown in (run, run.path, score | {"metrics": ["mig", "irs"]}), (another, run.path, score):
+        with pytest.raises(AssertionError, match="scored again"):
+            evaluate.score_run(*unknown)
+    with pytest.raises(AssertionError, match="scored again"):
+        evaluate.score_run(run, runs, score)
 
 
 def test_another_metric_is_scored_beside_those_that_are_known(squares, tmp_path, monkeypatch):
@@ -341,7 +349,7 @@ def test_another_metric_is_scored_beside_those_that_are_known(squares, tmp_path,
     scored = json.loads((folder / "metrics.json").read_text())
     assert list(scored) == ["beta_vae_paper", "mig", "irs"]
     assert (scored["beta_vae_paper"]["score"], scored["mig"]["score"]) == (0.5, 0.1)
-    monkeypatch.setattr(evaluate, "score_run", never)
+    monkeypatch.setattr(evaluate, "_score", never)
     assert evaluate.main([*arguments, "--metrics", "irs"]) == 0
     assert evaluate.main([*arguments, "--metrics", "beta_vae_paper,mig,irs"]) == 0
 
@@ -382,7 +390,7 @@ def test_a_study_is_scored_once(squares, tmp_path, monkeypatch, capsys):
     assert pd.read_csv(tmp_path / "out/results.csv")["mig"].tolist() == pytest.approx([score])
     first = (tmp_path / "out/results.md").read_text()
     assert first.startswith("# tiny\n")
-    monkeypatch.setattr(report, "score_run", never)
+    monkeypatch.setattr(evaluate, "_score", never)
     assert report.main(arguments) == 0
     assert (tmp_path / "out/results.md").read_text() == first
     (folder / "report.html").unlink()
