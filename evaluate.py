@@ -9,7 +9,6 @@ import json
 import math
 import sys
 import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import combinations
@@ -22,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 import config
-from data import DATASETS, ImageData, load_dataset
+from data import DATASETS, NPZ_ERRORS, ImageData, load_dataset
 from figures.charts import best_factors, matrix
 from figures.run import draw_run
 from metrics import JOINT, METRICS, PARTS, as_codes, as_logvar, as_samples, score_all, select, udr
@@ -45,6 +44,11 @@ Codes = tuple[np.ndarray, np.ndarray | None]  # (n, D) and their log-variances, 
 SCHEMA = config.make_schema(DATASETS, MODELS, OBJECTIVES)
 DEFAULT_METRICS = "beta_vae_paper,factor_vae,mig"
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "config" / "metrics.yaml"
+STALE = {  # facts of an evaluation -> what its scores are of where one of them has changed
+    "checkpoint_sha256": "other weights",
+    "data_blake2b": "other data",
+    "metrics_sha256": "another version of the metrics",
+}
 EVALUATED = Path("runs") / "evaluated"  # pictures and scores of checkpoints without a folder
 ENCODE_BATCH = 1024
 PICTURE_IMAGES = 2048  # on which the information of a latent is measured
@@ -142,7 +146,7 @@ def metric_settings(path: Path, overrides: list[str]) -> dict[str, dict[str, Any
     """Metric -> settings that differ from its defaults. Raises config.ConfigError."""
     values = config.apply_overrides(config.read_yaml(path), overrides)
     functions = {key: f for key, f in METRICS.items() if key not in PARTS} | JOINT
-    schema = config.sections_schema("Metrics", functions)
+    schema = config.sections_schema("Metrics", functions, without=("logvar",))
     given = config.validate(schema, values, complete=False)
     return {key: settings for key, settings in given.items() if settings}
 
@@ -157,7 +161,7 @@ def score_arrays(path: Path, score: dict[str, Any]) -> dict[str, dict[str, Any]]
         with np.load(path, allow_pickle=False) as file:
             there = file.files
             arrays = {key: file[key] for key in CODES_KEYS if key in there}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
+    except NPZ_ERRORS as error:
         raise ValueError(f"--codes: {path} is not an npz file of plain arrays") from error
     if "codes" not in arrays or ("factors" in arrays) == ("sizes" in arrays):
         found = ", ".join(there) or "nothing"
@@ -234,6 +238,11 @@ def load_runs(paths: Iterable[Path], device: str) -> Iterator[Run]:
         key = json.dumps(values["dataset"], sort_keys=True)
         if key not in loaded:
             loaded = {key: load_dataset(**values["dataset"]).to(device)}
+        if tuple(state["image_shape"]) != loaded[key].image_shape:
+            raise ValueError(
+                f"{path} was trained on images of {list(state['image_shape'])}, but the data set "
+                f"now has images of {list(loaded[key].image_shape)}"
+            )
         model = model_of(state, path, device)
         yield Run(path, values, state["step"], model, loaded[key], digest)
 
@@ -301,11 +310,12 @@ def score_run(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, dict[s
 
 
 def asked(run: Run, score: dict[str, Any]) -> dict[str, Any]:
-    """What scores answer, beside their metrics: the weights, settings and draws.
+    """What scores answer, beside their metrics: the weights, the data, settings and draws.
 
     Not the precision and processor of the encoder, which move them by less than another draw does.
     """
     facts = {"checkpoint_sha256": run.sha256, "metrics_sha256": code_of_metrics()}
+    facts |= {"data_blake2b": run.data.fingerprint}
     facts |= {key: score.get(key) for key in ("seed", "repeats", "settings", "min_kl")}
     return json.loads(json.dumps(facts))  # as it is read from a file: with lists for tuples
 
@@ -321,9 +331,9 @@ def code_of_metrics() -> str:
 
 
 def _kept(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
-    """All scores that `score_run` has left in a folder, {} if they are of other weights or code.
+    """All scores that `score_run` has left in a folder, {} if they are of another model or code.
 
-    Raises ValueError where they are of the same weights by other settings: they would be lost.
+    Raises ValueError where they are of the same model by other settings: they would be lost.
     """
     path = folder / "metrics.json"
     try:
@@ -334,15 +344,15 @@ def _kept(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
     if facts.get("scores_sha256") != _sha256(text):  # not the scores that the facts are of
         return {}
     differ = [key for key, value in question.items() if facts.get(key) != value]
-    others = [key for key in differ if not key.endswith("_sha256")]
-    if others and "checkpoint_sha256" not in differ:
+    of = next((what for key, what in STALE.items() if key in differ), None)
+    others = [key for key in differ if key not in STALE]
+    if others and of in (None, STALE["metrics_sha256"]):
         key = others[0]
         raise ValueError(
             f"{path} has scores with {key} {facts.get(key)}, these are with "
             f"{question[key]}: give another folder (--out) or remove that file"
         )
     if differ:
-        of = "other weights" if "checkpoint_sha256" in differ else "another version of the metrics"
         print(f"{path}: scores of {of} are dropped: {', '.join(scores)}")
     return {} if differ else scores
 

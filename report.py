@@ -6,11 +6,12 @@ first, as evaluate.py does it; runs that are not finished are left out.
 """
 
 import argparse
-import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -38,7 +39,7 @@ from figures.study import hyperparameters, rank_correlation, score_dots, trainin
 from metrics import METRICS, select
 from metrics.study import LOWER_IS_BETTER, choices, families, significance, summarise
 from sweep import locate
-from training import load_checkpoint, provenance
+from training import load_checkpoint, provenance, read_record
 from training.checkpoint import write_atomically
 
 MAIN = {  # the metrics of the first table
@@ -166,7 +167,7 @@ def look_at(run: Run, out: Path | None, score: dict[str, Any]) -> Scored:
     scores = score_run(run, folder, score)
     sample = agreement_codes(run, score["seed"]) if scores and out else None
     file, log = folder / "run.json", folder / "log.csv"
-    record = json.loads(file.read_text()) if file.exists() else {}
+    record = read_record(file) if file.exists() else {}
     log = pd.read_csv(log) if log.exists() else None
     row = {"config": run.values["name"], "seed": run.values["seed"]}
     row |= {key: scores.get(key, {}).get("score") for key in score["metrics"]}
@@ -198,7 +199,7 @@ def page(
     facts += [["hardware", _hardware(start)] for start in starts(record)[-1:]]
     commands = [start["command"] for start in starts(record)[:1]]
     commands = commands or ["python train.py --config run.yaml"]
-    commands.append(f"python report.py --checkpoint {run.path}")
+    commands.append(f"python report.py --checkpoint {shlex.quote(str(run.path))}")
     run_page(
         folder / "report.html",
         run.model,
@@ -239,7 +240,7 @@ def report(runs: list[Scored], out: Path, title: str, score: dict[str, Any]) -> 
         "run: it is in the folder of the run and not kept by git. All metrics are in results.csv.",
         ["configuration", "seed", *main_labels.values(), *FACTS.values()],
         [[_cell(row[key], key) for key in order] for _, row in frame.iterrows()],
-        [os.path.relpath(run.folder / "report.html", out).replace(os.sep, "/") for run in runs],
+        [quote(Path(os.path.relpath(run.folder / "report.html", out)).as_posix()) for run in runs],
     )
     commands = [start["command"] for run in runs for start in starts(run.record)[:1]]
     facts = [

@@ -44,6 +44,7 @@ from training import (
     choose_device,
     hardware,
     need_compiler,
+    read_record,
     refuse_another,
     speeds,
 )
@@ -407,7 +408,7 @@ def earlier_speed(run: Run, threads: int) -> tuple[float, str] | None:
         return values | {"seed": 0, "train": values["train"] | {"steps": 0}}
 
     for path in sorted(run.path.parent.glob("seed*/run.json")):
-        starts = json.loads(path.read_text())["starts"]
+        starts = read_record(path)["starts"]
         values, rows = config.read_yaml(path.with_name("config.yaml")), speeds(path.parent)
         here = all(start["hardware"] == machine for start in starts)
         if rows and here and comparable(values) == comparable(run.values):

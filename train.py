@@ -6,6 +6,7 @@ processes train one run with torchrun --nproc_per_node=2 train.py --config confi
 
 import argparse
 import functools
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import nn
 import config
 from data import DATASETS, ImageData, load_dataset
 from figures.run import Frames, draw_run, draw_training
-from models import MODELS, build_model, needs_objective
+from models import MODELS, build_model, needs_objective, try_model
 from models.fast import keep_freed_memory
 from models.objectives import OBJECTIVES
 from training import (
@@ -30,6 +31,7 @@ from training import (
     choose_device,
     choose_precision,
     hardware,
+    is_out_of_memory,
     load_checkpoint,
     need_compiler,
     need_optimizers,
@@ -82,6 +84,12 @@ def main(arguments: list[str] | None = None) -> int:
         kept = "the last checkpoint is intact, if there is one"
         _report(f"torch.compile failed: {reason}; {kept}. train.compile=false does without it.")
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        _report(f"out of memory ({reason}): a smaller train.batch_size or model needs less")
+        return 1
 
 
 def _report(error: object) -> None:
@@ -99,9 +107,8 @@ def resolve(path: str, overrides: list[str]) -> dict[str, Any]:
         )
     if not needs_objective(name) and objective is not None:
         raise config.ConfigError(f"the model '{name}' has its own loss: take out 'objective'")
-    try:
-        with torch.device("meta"):  # what a constructor refuses is refused before a folder is made
-            build_model((1, 64, 64), values["model"], objective)
+    try:  # what a constructor refuses is refused before a folder is made
+        try_model(values["model"], objective)
     except ValueError as error:
         raise config.ConfigError(str(error)) from error
     return values
@@ -226,6 +233,7 @@ def run_in(
     else:
         if state:
             print(f"Going on from step {state['step']:,} in {path}", file=sys.stderr)
+        folder.take()
         (path / LAST_PICTURE).unlink(missing_ok=True)  # of a shorter run: it marks completeness
         steps = start["step"], settings["log_every"], settings["steps"]
         log = Log(path, *steps, settings["tensorboard"])
@@ -233,7 +241,7 @@ def run_in(
         frames = Frames(path / "frames", *steps, model)
         facts = {"from_step": start["step"], "precision": str(model.dtype).removeprefix("torch.")}
         facts |= {"processes": processes, "hardware": hardware(device)}
-        folder.describe(start=provenance() | facts)
+        folder.describe(start=provenance() | facts, anew=state is None)
         stopped_by = go(log=log, draw=frames.add)
         log.close()
     if stopped_by:
@@ -275,7 +283,7 @@ def _next(path: Path) -> str:
     python = Path(sys.executable)
     here = python.is_relative_to(Path.cwd())
     name = python.relative_to(Path.cwd()) if here else "python"
-    return f"Next: {name} evaluate.py --checkpoint {path}"
+    return f"Next: {name} evaluate.py --checkpoint {shlex.quote(str(path))}"
 
 
 if __name__ == "__main__":

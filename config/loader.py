@@ -82,6 +82,14 @@ def parse_yaml(text: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         raise ConfigError(f"not YAML{where}: {getattr(error, 'problem', error)}") from error
+    except ConfigError:
+        raise
+    except RecursionError as error:
+        raise ConfigError("not YAML that can be read: it is nested too deeply") from error
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # a tag's constructor
+        raise ConfigError(
+            f"not YAML that can be read: a tag (!!) does not fit ({error})"
+        ) from error
 
 
 def split_override(override: str) -> tuple[str, str]:

@@ -36,11 +36,18 @@ class Train(Strict):
     tensorboard: bool = Field(False, description="also write TensorBoard event files")
 
 
-def settings_schema(name: str, function: Callable[..., Any]) -> type[Strict]:
-    """A section with one key per keyword-only argument of `function` that has a type."""
+def settings_schema(
+    name: str, function: Callable[..., Any], without: tuple[str, ...] = ()
+) -> type[Strict]:
+    """A section with one key per keyword-only argument of `function` that has a type.
+
+    without: arguments that are no settings.
+    """
     fields: dict[str, Any] = {}
     for key, parameter in inspect.signature(function).parameters.items():
         kind = parameter.annotation
+        if key in without:
+            continue
         if parameter.kind is parameter.KEYWORD_ONLY and kind is not parameter.empty:
             default = ... if parameter.default is parameter.empty else parameter.default
             if get_origin(kind) is tuple:
@@ -49,9 +56,11 @@ def settings_schema(name: str, function: Callable[..., Any]) -> type[Strict]:
     return create_model(name, __base__=Strict, **fields)
 
 
-def sections_schema(name: str, functions: dict[str, Callable[..., Any]]) -> type[Strict]:
+def sections_schema(
+    name: str, functions: dict[str, Callable[..., Any]], without: tuple[str, ...] = ()
+) -> type[Strict]:
     """A mapping with an optional section for each function, by its key."""
-    fields = {key: (settings_schema(key, f) | None, None) for key, f in functions.items()}
+    fields = {k: (settings_schema(k, f, without) | None, None) for k, f in functions.items()}
     return create_model(name, __base__=Strict, **fields)
 
 

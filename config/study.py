@@ -148,7 +148,7 @@ def members(study: Study) -> list[Member]:
                 )
             found[name] = number, entry.config, overrides
     return [
-        Member(config, (*overrides, f"name={name}", f"seed={seed}"), name, seed)
+        Member(config, (*overrides, f"name={_text(name)}", f"seed={seed}"), name, seed)
         for seed in study.seeds
         for name, (_, config, overrides) in found.items()
     ]

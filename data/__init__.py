@@ -7,9 +7,9 @@ from typing import Any
 from data.dsprites import load_dsprites
 from data.grid import FactorGrid
 from data.images import ImageData, PackedImages
-from data.npz import load_npz
+from data.npz import NPZ_ERRORS, load_npz
 
-__all__ = ["DATASETS", "FactorGrid", "ImageData", "PackedImages", "load_dataset"]
+__all__ = ["DATASETS", "NPZ_ERRORS", "FactorGrid", "ImageData", "PackedImages", "load_dataset"]
 
 CACHE_DIR = Path(__file__).resolve().parents[1] / ".cache"
 

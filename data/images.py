@@ -1,12 +1,13 @@
 """A data set in memory: all images in one tensor, so that a batch is an index."""
 
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data.cache import checksum
 from data.grid import FactorGrid
 
 
@@ -109,6 +110,12 @@ class ImageData:
         if isinstance(self.images, PackedImages):
             return self.images.batch(index, dtype)
         return self.images.index_select(0, index).to(dtype).div_(self.levels)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A checksum of all images and factors: what scores were computed on."""
+        images = self.images.packed if isinstance(self.images, PackedImages) else self.images
+        return f"{checksum(images.cpu().contiguous().numpy())} {self.grid}"
 
     def reference_images(self) -> dict[str, Tensor]:
         """The images that pictures start from: name -> (C, H, W) float32 in [0, 1]."""

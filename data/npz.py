@@ -1,5 +1,6 @@
 """A user's own pictures in one npz file."""
 
+import lzma
 import zipfile
 import zlib
 from pathlib import Path
@@ -9,6 +10,13 @@ import torch
 
 from data.grid import FactorGrid
 from data.images import ImageData
+
+# what numpy raises for bytes that it did not write, by where it stumbles: nothing that is plain
+# arrays, a damaged or encrypted archive, another compression, a header that claims too much
+NPZ_ERRORS = (
+    *(ValueError, EOFError, AttributeError, RuntimeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 
 
 def load_npz(cache_dir: Path, *, path: str) -> ImageData:
@@ -27,7 +35,7 @@ def load_npz(cache_dir: Path, *, path: str) -> ImageData:
         with np.load(path, allow_pickle=False) as arrays:
             images, sizes, names = (arrays.get(key) for key in ("images", "sizes", "names"))
         return ImageData("npz", _images(images), _grid(sizes, names))
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except NPZ_ERRORS as error:
         raise ValueError(f"dataset.path: {path} cannot be used: {error}") from error
 
 
@@ -52,5 +60,7 @@ def _grid(sizes: np.ndarray | None, names: np.ndarray | None) -> FactorGrid | No
     if sizes is None or sizes.ndim != 1 or sizes.dtype.kind not in "iu":
         raise ValueError("sizes must be a row of integers, one for each name")
     if names is None:
-        names = [f"factor{k}" for k in range(len(sizes))]
-    return FactorGrid(tuple(map(str, names)), tuple(map(int, sizes)))
+        names = np.array([f"factor{k}" for k in range(len(sizes))])
+    if names.ndim != 1 or names.dtype.kind not in "US":
+        raise ValueError(f"names has shape {names.shape}; a text a factor is allowed")
+    return FactorGrid(tuple(names.astype(str).tolist()), tuple(map(int, sizes)))

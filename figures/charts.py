@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -37,6 +38,7 @@ LOG_FROM = 5  # a reconstruction error that fell by this factor is drawn on a lo
 FAINT = 0.05  # rows of a matrix below this share of its maximum follow no factor
 INK, GREY, OURS, PAPER = "#1e1e1e", "#8c8c8c", "#2a6fb0", "#cd5500"
 SETTINGS = {"dpi": 100, "layout": "constrained", "facecolor": "white"}
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is one
 
 
 def loss_curves(log_csv: str | PathLike, path: str | PathLike, *, title: str) -> Path:

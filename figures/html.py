@@ -58,13 +58,20 @@ def run_page(
 ) -> Path:
     """Write the page of a run, with a slider a latent over model.span.
 
-    references and information (D,) as in `latents.traversal`; content: title, note, scores and
+    references and information (D,) as in `latents.traversal`, the first latents by information
+    where not all fit; content: title, note, scores and
     facts (tables), how, commands (lines), configuration. Raises ValueError as `study_page` does.
     """
     order, nats = rank(model, information)
     values, codes = torch.linspace(*model.span, VALUES), codes_of(model, references)
     frames = sweep(model, codes, values)[:, order]  # (R, D, V, C, H, W)
     decoded = model.decode(codes).float().cpu()
+    kept = len(order)
+    while True:
+        sprites = [_sprite(row[:kept]) for row in frames]
+        if kept == 1 or sum(map(len, sprites)) <= LIMIT - 4 * MARKUP:
+            break
+        kept //= 2
     low, high = model.trained_span or model.span
     latents = [
         {
@@ -74,13 +81,13 @@ def run_page(
             "factor": factor_names[d] if factor_names and nats[d] >= ACTIVE_NATS else "",
             "start": int((values - codes[0, d].cpu()).abs().argmin()),
         }
-        for d in order
+        for d in order[:kept]
     ]
     shown = [
         {
             "name": name,
             "image": _sprite((image if image.ndim > 1 else decoded[r])[None, None]),
-            "sprite": _sprite(frames[r]),
+            "sprite": sprites[r],
         }
         for r, (name, image) in enumerate(references.items())
     ]
@@ -88,7 +95,7 @@ def run_page(
     outside = [not low - 1e-6 <= value <= high + 1e-6 for value in values.tolist()]
     content |= {"latents": latents, "references": shown, "values": names, "side": SIDE}
     content["beyond"] = [name for name, out in zip(names, outside, strict=True) if out]
-    content["information_name"] = model.information_name
+    content |= {"information_name": model.information_name, "left_out": len(order) - kept}
     return _write(path, "run.html", content, pictures)
 
 

@@ -1,5 +1,7 @@
 """All pictures of one run, with the names that they have in its folder."""
 
+import contextlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from figures.canvas import replace
 from figures.charts import loss_curves
 from figures.latents import measure, random_grid, reconstructions, traversal
 from figures.motion import frame, training_gif, traversal_gif
@@ -32,23 +35,28 @@ class Frames:
         self, folder: Path, step: int, every: int, last: int, model: nn.Module, n: int = 48
     ):
         self.folder, self.model, self.z = Path(folder), model, fixed_noise(model, n)
-        for path in self.folder.glob("*.png"):
-            made = int(path.stem)
+        for path, made in self._paths():
             if made > step or (made % every and made != last):
                 path.unlink()
 
     def add(self, step: int) -> None:
         """Decode the noise (model in eval mode) and keep the picture under this step."""
         path = self.folder / f"{step:08d}.png"
-        path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        Image.fromarray(frame(self.model, self.z)).save(temporary, "PNG")
-        temporary.replace(path)
+        data = io.BytesIO()
+        Image.fromarray(frame(self.model, self.z)).save(data, "PNG")
+        replace(path, data.getvalue())
 
     def all(self) -> list[tuple[int, np.ndarray]]:
-        """(step, picture) of all frames so far, in order."""
+        """(step, picture) of all frames so far, in order, but for files that are none."""
+        found = []
+        for path, made in self._paths():
+            with contextlib.suppress(OSError):  # torn by a power cut
+                found.append((made, np.asarray(Image.open(path))))
+        return found
+
+    def _paths(self) -> list[tuple[Path, int]]:
         paths = sorted(self.folder.glob("*.png"))
-        return [(int(path.stem), np.asarray(Image.open(path))) for path in paths]
+        return [(path, int(path.stem)) for path in paths if path.stem.isdecimal()]
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import json
 import time
 import zlib
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from metrics.prediction import dci, dci_fast, explicitness, infoe, sap, sap_cont
 from metrics.result import Result
 from metrics.samples import as_samples
 
+NOT_FINITE = "a number of it is not finite"
 ASPECTS = ("disentanglement", "completeness", "informativeness")
 JOINT = {"dci": dci, "dci_fast": dci_fast}  # one computation, a score for each aspect
 PARTS = {f"{name}_{aspect}": (name, aspect) for name in JOINT for aspect in ASPECTS}
@@ -121,7 +123,8 @@ def score_all(
             if isinstance(outcome, str):
                 scores[key] = {"score": None, "reason": outcome}
             else:
-                scores[key] = _merge([(r[aspect] if aspect else r).to_json() for r in outcome])
+                found = _merge([(r[aspect] if aspect else r).to_json() for r in outcome])
+                scores[key] = found if _is_finite(found) else {"score": None, "reason": NOT_FINITE}
             if samples.left_out:
                 scores[key]["constant_factors"] = list(samples.left_out)
             scores[key]["seconds"] = seconds
@@ -139,6 +142,15 @@ def _repeat(name: str, samples, seed: int, repeats: int, settings: dict):
             return [metric(samples, None, rng, **settings) for rng in streams]
     except ValueError as reason:
         return str(reason)
+
+
+def _is_finite(entry: dict) -> bool:
+    """Whether no number of a JSON entry is NaN or infinite."""
+    try:
+        json.dumps(entry, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _merge(entries: list[dict]) -> dict:

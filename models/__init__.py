@@ -8,10 +8,12 @@ Contract: a model is an nn.Module with
     sample(n, generator) -> z (n, D) from the prior
     span, trained_span: how far a traversal goes, and which part of that was trained (None: all)
     information(x) -> (D,) nats that each latent carries, called `information_name`
-and, where it can tell, warnings(terms) -> what is wrong with a training, in words.
+and, where it can tell, warnings(terms) -> what is wrong with a training, in words; where it takes
+images of another size than 64x64, trial_shape (C, H, W) of the class.
 Random numbers come from torch's global generator; the loop seeds it before every step.
 """
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -46,10 +48,22 @@ def build_model(
     settings = dict(model)
     constructor = MODELS[settings.pop("name")]
     if objective is not None:
-        default = inspect.signature(constructor).parameters["latent_dim"].default
+        parameter = inspect.signature(constructor).parameters.get("latent_dim")
+        default = parameter.default if parameter else None
         facts = {"latent_dim": settings.get("latent_dim", default), "dataset_size": dataset_size}
         settings["objective"] = build_objective(objective, facts)
     return constructor(image_shape, **settings)
+
+
+def try_model(model: dict[str, Any], objective: dict[str, Any] | None) -> None:
+    """Raise ValueError where a constructor refuses its settings, without weights or data.
+
+    For images of 64x64, or of the class's own `trial_shape` (C, H, W). What cannot be built without
+    weights is not tried.
+    """
+    shape = getattr(MODELS[model["name"]], "trial_shape", (1, 64, 64))
+    with torch.device("meta"), contextlib.suppress(RuntimeError):
+        build_model(shape, model, objective)
 
 
 def build_objective(objective: dict[str, Any], facts: dict[str, Any]) -> Callable[..., Any]:

@@ -1,11 +1,13 @@
 """Configuration: what a user types is used, or refused in one sentence that names it."""
 
 import pytest
+import torch
 import yaml
 from conftest import CONFIGS
 
 import config
 import train
+from models import MODELS, try_model
 
 
 def refused(capsys, *arguments):
@@ -103,12 +105,33 @@ def test_an_objective_without_a_name_lists_the_names(capsys):
         ("- 1", "must hold a mapping"),
         ("seed: 1\nseed: 2", "'seed' stands twice (again in line 2)"),
         ("name: x\n", "key 'train' is missing"),
+        ("seed: !!bool x", "a tag (!!) does not fit"),
+        ("seed: !!map [1, 2]", "a tag (!!) does not fit"),
+        ("seed: !!timestamp foo", "a tag (!!) does not fit"),
+        ("seed: !!int 0x10", "a tag (!!) does not fit"),
+        ("[" * 2000, "nested too deeply"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_named(capsys, tmp_path, text, part):
     path = tmp_path / "x.yaml"
     path.write_text(text)
     assert part in refused(capsys, "--config", str(path))
+
+
+def test_a_model_of_its_own_is_tried_as_far_as_it_can_be(monkeypatch):
+    class Small(torch.nn.Module):
+        trial_shape = (1, 32, 32)
+
+        def __init__(self, image_shape, objective, *, width: int = 3):
+            super().__init__()
+            if image_shape[1:] != (32, 32) or width < 0:
+                raise ValueError(f"width: {width} or images of {image_shape}")
+            float(torch.zeros(2).std())  # needs weights
+
+    monkeypatch.setitem(MODELS, "small", Small)
+    try_model({"name": "small"}, {"name": "vae"})
+    with pytest.raises(ValueError, match="width: -1"):
+        try_model({"name": "small", "width": -1}, {"name": "vae"})
 
 
 def test_a_missing_file_is_named(capsys):

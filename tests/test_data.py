@@ -642,6 +642,17 @@ def test_npz_without_names_or_sizes(tmp_path):
     np.savez(tmp_path / "b.npz", images=images)
     assert load_dataset("npz", path=tmp_path / "a.npz").grid == FactorGrid(("factor0",), (6,))
     assert load_dataset("npz", path=str(tmp_path / "b.npz")).grid is None
+    np.savez(tmp_path / "c.npz", images=images, sizes=[6], names=np.array([b"size"]))
+    assert load_dataset("npz", path=str(tmp_path / "c.npz")).grid.names == ("size",)
+
+
+def test_the_fingerprint_is_of_images_and_factors(tmp_path):
+    prints = set()
+    for number, (grey, names) in enumerate([(200, "a"), (200, "a"), (201, "a"), (200, "b")]):
+        path = tmp_path / f"{number}.npz"
+        np.savez(path, images=np.full((6, 8, 8), grey, np.uint8), sizes=[6], names=[names])
+        prints.add(load_dataset("npz", path=path).fingerprint)
+    assert len(prints) == 3
 
 
 IMAGES = np.full((6, 8, 8), 200, np.uint8)
@@ -660,6 +671,8 @@ IMAGES = np.full((6, 8, 8), 200, np.uint8)
         ({"images": IMAGES, "sizes": [2.0, 3.0]}, "row of integers"),
         ({"images": IMAGES, "sizes": [2, 3], "names": ["a"]}, "a size each"),
         ({"images": IMAGES, "names": ["a"]}, "row of integers"),
+        ({"images": IMAGES, "sizes": [6], "names": "a"}, r"names has shape \(\)"),
+        ({"images": IMAGES, "sizes": [6], "names": [["a"]]}, r"names has shape \(1, 1\)"),
         ({"images": np.array([None])}, "allow_pickle"),
     ],
 )
@@ -674,6 +687,17 @@ def test_npz_refuses_what_is_no_array(tmp_path):
         file.writestr("images.npy", b"hello")
     with pytest.raises(ValueError, match=r"dataset.path: .*own.npz cannot be used"):
         load_dataset("npz", path=tmp_path / "own.npz")
+
+
+def test_npz_refuses_what_is_encrypted(tmp_path):
+    path = tmp_path / "own.npz"
+    np.savez(path, images=IMAGES)
+    content = bytearray(path.read_bytes())
+    content[6] |= 1  # the flags of the member, here and in the directory
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"dataset.path: .*own.npz cannot be used"):
+        load_dataset("npz", path=path)
 
 
 def test_npz_refuses_another_kind_of_file(tmp_path):

@@ -11,6 +11,7 @@ import torch
 import evaluate
 import publish
 import train
+from metrics import METRICS
 from training import load_checkpoint, save_checkpoint
 
 FEW = [
@@ -101,6 +102,35 @@ def test_scores_by_an_older_metric_are_dropped_aloud_and_by_other_settings_not_a
     said = "scores of another version of the metrics are dropped: mig, irs"
     assert f"{run / 'metrics.json'}: {said}" in capsys.readouterr().out
     assert list(json.loads((run / "metrics.json").read_text())) == ["mig"]
+
+
+def test_scores_of_other_data_are_dropped_aloud(command, squares, tmp_path, capsys):
+    own = tmp_path / "own.npz"
+    shutil.copy(squares, own)
+    assert train.main(command("config/twoD_vae.yaml", f"dataset.path={own}")) == 0
+    run = tmp_path / "runs/small/seed0"
+    arguments = ["--checkpoint", str(run), "--device", "cpu", "--metrics", "mig", *FEW[-1:]]
+    assert evaluate.main(arguments) == 0
+    arrays = dict(np.load(own))
+    np.savez(own, **(arrays | {"sizes": (4, 3, 4), "names": np.array(["a", "b", "c"])}))
+    capsys.readouterr()
+    assert evaluate.main(arguments) == 0
+    assert "scores of other data are dropped: mig" in capsys.readouterr().out
+    assert set(json.loads((run / "metrics.json").read_text())["mig"]["per_factor"]) == set("abc")
+    np.savez(own, **(arrays | {"images": arrays["images"][..., None].repeat(3, -1)}))
+    assert evaluate.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "was trained on images of [1, 64, 64], but the data set now has images of [3," in error
+
+
+def test_log_variances_are_no_setting(monkeypatch, tmp_path):
+    def mine(codes, factors, rng, *, logvar: np.ndarray | None = None, power: float = 2.0):
+        return METRICS["mig"](codes, factors, rng)
+
+    monkeypatch.setitem(METRICS, "mine", mine)
+    path, _ = write_codes(tmp_path / "codes.npz")
+    assert evaluate.main(["--codes", str(path), "--metrics", "mine", "mine.power=1.5"]) == 0
+    assert evaluate.main(["--codes", str(path), "--metrics", "mine", "mine.logvar=1.5"]) == 2
 
 
 def test_files_of_one_name_do_not_share_a_folder(run, tmp_path, capsys):

@@ -389,6 +389,12 @@ def test_matrix_rows_are_sorted_by_factor_then_strength(figure, tmp_path):
     np.testing.assert_allclose(cells, MATRIX[[2, 4, 0, 3, 1]])
 
 
+def test_a_dollar_in_a_name_is_one(tmp_path):
+    names = {"rows": list("abcde"), "columns": [r"$\size$", "x", "y"]}
+    path = charts.matrix(MATRIX, tmp_path / "m.png", **names, title=r"rep$\a$", kind="nats")
+    assert path.stat().st_size > 0
+
+
 def test_best_factors_are_named_with_their_share():
     names = charts.best_factors(MATRIX, ["x", "y", "s"])
     assert names == ["s 95%", "", "x 90%", "s 100%", "y 75%"]

@@ -444,11 +444,14 @@ def test_constant_factors_are_left_out_and_said_to_be():
     assert got["score"] == score_all(TRUE, GRID, metrics=["mig"])["mig"]["score"]
 
 
+USES_ALL = ("mig_chen",)  # metrics that take what samples there are
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_too_few_samples_are_refused(metric):
     order = np.random.default_rng(0).permutation(len(GRID))[:50]
     entry = score_all(TRUE[order], FACTORS[order], metrics=[metric], logvar=TRUE[order])[metric]
-    if metric == "mig_chen":  # uses what there is
+    if metric in USES_ALL:
         assert 0 <= entry["score"] <= 1
     else:
         assert entry["score"] is None
@@ -493,6 +496,7 @@ def test_dci_does_not_depend_on_scale_and_offset(change):
 
 
 UNSUPERVISED = ("gaussian_total_correlation", "mutual_info_score")
+BINNED = ("mig", "sap_continuous", "modularity", "irs", "infom", "infoc")  # take continuous factors
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -503,7 +507,7 @@ def test_continuous_factors_are_binned_or_refused(metric):
     got = score_all(values, values, metrics=[metric], settings=settings, logvar=values - 9)[metric]
     if metric in UNSUPERVISED:
         assert got["score"] < 0.1
-    elif metric in ("mig", "sap_continuous", "modularity", "irs", "infom", "infoc"):
+    elif metric in BINNED:
         assert got["score"] > 0.85
     else:
         assert got["score"] is None
@@ -652,6 +656,21 @@ def test_choosing_metrics():
         score_all(TRUE, GRID, metrics=["mig"], repeats=0)
     with pytest.raises(ValueError, match="settings for 'dci_completeness'; allowed are beta_vae,"):
         score_all(TRUE, GRID, metrics=["dci"], settings={"dci_completeness": {}})
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"score": math.nan}, {"score": 1, "per_factor": {"a": math.inf}}]
+)
+def test_a_number_that_is_not_finite_costs_no_other_metric(monkeypatch, wrong):
+    def mine(codes, factors, rng):
+        return Result(protocol="mine", settings={}, **wrong)
+
+    monkeypatch.setitem(METRICS, "mine", mine)
+    got = score_all(TRUE, GRID, metrics=["mig", "mine"])
+    assert got["mine"]["score"] is None
+    assert got["mine"]["reason"] == "a number of it is not finite"
+    json.dumps(got, allow_nan=False)
+    assert got["mig"]["score"] > 0.9
 
 
 def test_without_a_posterior_chens_mig_says_why():

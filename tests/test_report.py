@@ -319,6 +319,31 @@ def test_names_are_text_and_pictures_that_do_not_fit_are_named(runs, tmp_path):
     assert "<b>size" not in text
 
 
+def test_latents_that_do_not_fit_are_left_out(monkeypatch, tmp_path):
+    monkeypatch.setattr("figures.html.LIMIT", 450_000)
+    model = build_model((1, 64, 64), {"name": "vae", "latent_dim": 40}, {"name": "vae"}).eval()
+    information = torch.arange(40.0)
+    references = {"noise": torch.rand(1, 64, 64)}
+    empty = Table("", "", ["a"], [])
+    content = dict.fromkeys(("title", "note", "how", "configuration"), "text") | {"commands": []}
+    path = run_page(
+        tmp_path / "report.html",
+        model,
+        references,
+        information,
+        factor_names=None,
+        pictures={},
+        scores=empty,
+        facts=empty,
+        **content,
+    )
+    text = path.read_text()
+    shown = [slider["aria-label"] for slider in Page(text).sliders]
+    assert 0 < len(shown) < 40
+    assert shown == [f"z{39 - i}" for i in range(len(shown))]
+    assert f"{40 - len(shown)} more, of the least, do not fit into this page." in text
+
+
 def test_known_scores_are_those_of_the_same_question(runs, monkeypatch):
     run, score = next(evaluate.load_runs([runs / "beta2/seed0"], "cpu")), asked()
     monkeypatch.setattr(evaluate, "_score", never)

@@ -226,7 +226,8 @@ def test_another_configuration_in_a_folder_stops_the_sweep_before_it_starts(
     folder = tmp_path / "runs/small/seed0"
     arguments = command("config/twoD.yaml")
     values = train.resolve(arguments[1], [*arguments[4:], "objective.beta=8"])
-    with RunFolder(folder, config.to_yaml(values)):
+    with RunFolder(folder, config.to_yaml(values)) as opened:
+        opened.take()
         (folder / "checkpoint.pt").touch()
     assert sweep.main(arguments) == 2
     message = capsys.readouterr().err
@@ -403,6 +404,11 @@ def test_a_published_run_of_fewer_steps_is_trained_anew_and_replaced(
     capsys.readouterr()
     assert sweep.main(["--study", path, "--runs", str(tmp_path / "nowhere")]) == 0
     assert "100%" in capsys.readouterr().err  # published runs count as seen
+
+
+def test_a_name_that_looks_like_a_number_stays_a_name(study):
+    (member,) = members(load_study(study({"config": "config/twoD_vae.yaml", "name": "2024"})))
+    assert train.resolve(member.config, list(member.overrides))["name"] == "2024"
 
 
 def test_a_study_has_a_folder_of_its_own(study, monkeypatch):

@@ -26,11 +26,12 @@ from training import (
     choose_device,
     choose_precision,
     load_checkpoint,
+    refuse_another,
     save_checkpoint,
 )
 from training.batches import mix
 from training.checkpoint import write_atomically
-from training.logs import Log
+from training.logs import Log, append_row
 
 PICTURES = [
     "curves.png",
@@ -188,18 +189,76 @@ def test_another_configuration_in_the_same_folder_is_refused(command, tmp_path, 
     assert (tmp_path / "runs/small/seed0/checkpoint.pt").read_bytes() == kept
 
 
+def test_what_a_dead_attempt_left_is_not_taken_for_this_runs(command, tmp_path):
+    """Killed before its first checkpoint, a run may be followed by one of other terms."""
+    folder = tmp_path / "runs/small/seed0"
+    folder.mkdir(parents=True)
+    (folder / "log.csv").write_text("step,images,other,terms\n2,16,1,2\n")
+    (folder / "run.json").write_text(json.dumps({"starts": [{"command": "python other.py"}]}))
+    assert train.main(command("config/twoD_vae.yaml")) == 0
+    header, *rows = (folder / "log.csv").read_text().splitlines()
+    assert header.startswith("step,images,loss,recon,kl")
+    assert len(rows) == 4
+    assert len(json.loads((folder / "run.json").read_text())["starts"]) == 1
+
+
+def test_a_row_of_other_columns_is_refused(tmp_path):
+    append_row(tmp_path / "log.csv", {"step": 1, "kl": 2})
+    with pytest.raises(ValueError, match=r"has the columns step,kl, not step,recon"):
+        append_row(tmp_path / "log.csv", {"step": 2, "recon": 2})
+
+
+def test_a_longer_run_that_is_refused_leaves_the_finished_one_as_it_is(command, tmp_path, squares):
+    own = tmp_path / "own.npz"
+    shutil.copy(squares, own)
+    arguments = command("config/twoD_vae.yaml", f"dataset.path={own}")
+    assert train.main(arguments) == 0
+    folder = tmp_path / "runs/small/seed0"
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    own.unlink()
+    assert train.main([*arguments, "train.steps=6"]) == 2
+    shutil.copy(squares, own)
+    after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert after == before
+    assert train.main(arguments) == 0  # complete, as before
+
+
+def test_a_key_named_steps_elsewhere_is_no_number_of_steps(tmp_path):
+    text = "objective:\n  steps: 100\ntrain:\n  steps: 4\n"
+    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / "checkpoint.pt").touch()
+    refuse_another(tmp_path, text.replace("4", "8"))
+    with pytest.raises(RunFolderError, match="steps: 200"):
+        refuse_another(tmp_path, text.replace("100", "200"))
+
+
+def test_a_record_that_is_torn_is_named(command, tmp_path, capsys):
+    assert train.main(command("config/twoD_vae.yaml")) == 0
+    (tmp_path / "runs/small/seed0/run.json").write_text("")
+    assert train.main(command("config/twoD_vae.yaml", steps=6)) == 2
+    assert "run.json is damaged: remove it" in capsys.readouterr().err
+
+
+def test_memory_that_runs_out_is_a_sentence(command, capsys):
+    assert train.main(command("config/twoD_vae.yaml", "model.latent_dim=1000000000000")) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("train.py: out of memory (")
+    assert error.count("\n") == 1
+
+
 def test_steps_may_grow_but_not_shrink(tmp_path):
     (tmp_path / "checkpoint.pt").touch()
     for steps in (5, 6, 6):
-        with RunFolder(tmp_path, f"train:\n  steps: {steps}\n"):
-            pass
+        with RunFolder(tmp_path, f"train:\n  steps: {steps}\n") as folder:
+            folder.take()
     with pytest.raises(RunFolderError, match="steps: 5"):
         RunFolder(tmp_path, "train:\n  steps: 5\n")
 
 
 def test_a_folder_that_never_saved_takes_another_configuration(tmp_path):
     for text in ("dataset: {source: official}\n", "dataset: {source: render}\n"):
-        with RunFolder(tmp_path, text):
+        with RunFolder(tmp_path, text) as folder:
+            folder.take()
             assert (tmp_path / "config.yaml").read_text() == text
 
 
@@ -389,6 +448,16 @@ def test_frames_that_were_lost_are_no_end(command, tmp_path):
     for _ in range(2):
         assert train.main(command("config/twoD.yaml")) == 0
         assert (run / "training.gif").exists()
+
+
+def test_a_torn_frame_is_left_out(command, tmp_path):
+    small = command("config/twoD_vae.yaml", "train.draw_every=2")
+    assert train.main(small) == 0
+    frames = tmp_path / "runs/small/seed0/frames"
+    (frames / "00000002.png").write_bytes(b"")
+    (frames / "notes.png").write_bytes(b"")
+    assert train.main([*small, "train.steps=6"]) == 0
+    assert (tmp_path / "runs/small/seed0/training.gif").exists()
 
 
 def test_a_run_that_was_paused_has_a_time(tmp_path):

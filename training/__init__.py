@@ -9,8 +9,20 @@ from training.checkpoint import (
     restore,
     save_checkpoint,
 )
-from training.device import choose_device, choose_precision, hardware, need_compiler
-from training.folder import RunFolder, RunFolderError, provenance, refuse_another
+from training.device import (
+    choose_device,
+    choose_precision,
+    hardware,
+    is_out_of_memory,
+    need_compiler,
+)
+from training.folder import (
+    RunFolder,
+    RunFolderError,
+    provenance,
+    read_record,
+    refuse_another,
+)
 from training.logs import Log, speeds
 from training.loop import CompileError, Interrupt, NonFiniteError, train, uncompiled
 from training.parallel import PeerError, process_group, rank_label, synchronise, wait_for_all
@@ -28,6 +40,7 @@ __all__ = [
     "choose_device",
     "choose_precision",
     "hardware",
+    "is_out_of_memory",
     "load_checkpoint",
     "load_hashed",
     "need_compiler",
@@ -35,6 +48,7 @@ __all__ = [
     "process_group",
     "provenance",
     "rank_label",
+    "read_record",
     "refuse_another",
     "restore",
     "save_checkpoint",

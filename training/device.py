@@ -30,13 +30,24 @@ def need_compiler(device: torch.device) -> None:
     """ValueError where torch.compile finds no compiler: of C++ for a CPU, of C for a GPU."""
     standard = {"Darwin": "clang++", "Windows": "cl"}.get(platform.system(), "g++")
     variable, found = ("CXX", [standard]) if device.type == "cpu" else ("CC", ["gcc", "clang"])
-    if command := shlex.split(os.environ.get(variable, "")):
-        found = command[:1]
+    try:
+        command = shlex.split(os.environ.get(variable, ""))
+    except ValueError as error:
+        raise ValueError(f"{variable} is no command: {error}") from error
+    found = command[:1] or found
     if device.type != "mps" and not any(map(shutil.which, found)):
         raise ValueError(
             f"train.compile: true is not allowed without a compiler ({' or '.join(found)} is not "
             f"there); allowed: false, or true with a compiler or its path in {variable}"
         )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: of the GPU, of the CPU (RuntimeError), or of Python."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+    return any(text in str(error) for text in said)
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from training.checkpoint import write_atomically
@@ -27,8 +28,10 @@ class RunFolder:
     """`runs/<name>/seed<k>/`: a context; open to one process at a time, for one configuration only.
 
     `config_text` is the resolved configuration as YAML; a folder that holds another one is refused
-    with the difference (only train.steps may grow). `resolve` reads the file that is there in the
-    same form: keys that the project has learned since get their defaults. Raises RunFolderError.
+    with the difference (only train.steps may grow). Nothing is written before `take`, so that what
+    is refused later, by the data or the networks, leaves the folder to its run. `resolve` reads the
+    file that is there in the same form: keys that the project has learned since get their defaults.
+    Raises RunFolderError.
     """
 
     def __init__(self, path: Path, config_text: str, resolve: Callable[[Path], str] = _text):
@@ -41,9 +44,13 @@ class RunFolder:
             raise RunFolderError(f"another process is training in {self.path}") from error
         for left in self.path.glob(".checkpoint.pt.*"):  # of a process killed while it saved
             left.unlink()
+        self._text = config_text
         refuse_another(self.path, config_text, resolve)
+
+    def take(self) -> None:
+        """Write config.yaml: from here on the folder is this configuration's."""
         config = self.path / "config.yaml"
-        write_atomically(config, lambda file: file.write_text(config_text, encoding="utf-8"))
+        write_atomically(config, lambda file: file.write_text(self._text, encoding="utf-8"))
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -55,10 +62,15 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def describe(self, *, start: dict[str, Any] | None = None, **facts: Any) -> None:
-        """Write run.json: `facts` of the run, and an entry of `starts` each time it is started."""
+    def describe(
+        self, *, start: dict[str, Any] | None = None, anew: bool = False, **facts: Any
+    ) -> None:
+        """Write run.json: `facts` of the run, and an entry of `starts` each time it is started.
+
+        anew: the first start; what an attempt without a checkpoint has left there goes.
+        """
         path = self.path / "run.json"
-        known = json.loads(path.read_text()) if path.exists() else {"starts": []}
+        known = {"starts": []} if anew or not path.exists() else read_record(path)
         if start:
             known["starts"].append(start)
         text = json.dumps(known | facts, indent=2) + "\n"
@@ -73,20 +85,29 @@ def refuse_another(path: Path, config_text: str, resolve: Callable[[Path], str] 
     config = path / "config.yaml"
     if not config.exists() or not (path / "checkpoint.pt").exists():
         return  # nothing would be lost
-    old, new = resolve(config).splitlines(), config_text.splitlines()
-    changed = [
-        line
-        for line in difflib.unified_diff(old, new, n=0, lineterm="")
-        if line[:3] not in ("---", "+++") and not line.startswith("@@")
-    ]
-    steps = [int(line.split(":")[1]) for line in changed if line[1:].startswith("  steps:")]
-    if changed and (len(changed) > len(steps) or steps != sorted(steps)):
+    texts = resolve(config), config_text
+    old, new = map(yaml.safe_load, texts)
+    steps = old["train"].pop("steps"), new["train"].pop("steps")
+    if old != new or steps[0] > steps[1]:
+        lines = difflib.unified_diff(*(text.splitlines() for text in texts), n=0, lineterm="")
+        changed = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
         difference = "\n".join(changed)
         raise RunFolderError(
             f"{path} holds a run with another configuration (- its, + yours):\n"
             f"{difference}\nGive yours another name (name=...) or seed (seed=...), "
             "or remove that folder."
         )
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a run.json holds. Raises RunFolderError where that is none."""
+    try:
+        record = json.loads(path.read_text())
+        if not isinstance(record["starts"], list):
+            raise TypeError
+    except (ValueError, LookupError, TypeError) as error:
+        raise RunFolderError(f"{path} is damaged: remove it, the run goes on without") from error
+    return record
 
 
 def provenance() -> dict[str, Any]:

@@ -69,12 +69,15 @@ def speeds(folder: Path) -> list[tuple[int, float]]:
 
 
 def append_row(path: Path, row: dict[str, object]) -> None:
-    """Add a row to a CSV file, which opens with its keys."""
-    new = not path.exists()
-    with open(path, "a", newline="") as file:
+    """Add a row to a CSV file, which opens with its keys. Raises ValueError for another's."""
+    with open(path, "a+", newline="") as file:
         writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
+        file.seek(0)
+        header = file.readline()
+        if not header:
             writer.writeheader()
+        elif header.rstrip("\n").split(",") != list(row):
+            raise ValueError(f"{path} has the columns {header.strip()}, not {','.join(row)}")
         writer.writerow(row)
 
 
@@ -88,4 +91,7 @@ def _keep_rows(path: Path, step: int, every: int, last: int) -> None:
     steps = [int(row.split(",", 1)[0]) if row.endswith("\n") else step + 1 for row in rows]
     regular = [s <= step and (s % every == 0 or s == last) for s in steps]
     kept = [row for row, keep in zip(rows, regular, strict=True) if keep]
+    if not kept:  # whatever comes next may have other columns
+        path.unlink()
+        return
     write_atomically(path, lambda file: file.write_text(header + "".join(kept)))
