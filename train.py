@@ -210,12 +210,16 @@ def run_in(
             f"{checkpoint} was trained on {state['images']:,} images of {state['image_shape']}, "
             f"but the data set now has {len(data):,} of {list(data.image_shape)}"
         )
+    if state and state.get("data", data.fingerprint) != data.fingerprint:
+        raise ValueError(
+            f"{checkpoint} was trained on other images or factors than the data set has"
+        )
     model = make_model(values, data, device)
     if state:
         restore(model, state, checkpoint, optimizers=True)
     synchronise(model)
     start = state or {"step": 0, "image_shape": list(data.image_shape), "images": len(data)}
-    start["config"] = values
+    start |= {"config": values, "data": data.fingerprint}
 
     go = functools.partial(
         train,

@@ -52,16 +52,15 @@ def load_dsprites(
     if source == "render":
         if path is not None:
             raise ValueError(f"dataset.path is {path}, but source 'render' reads no file")
-        packed = rendered(cache_dir)
+        packed, digest = rendered(cache_dir), RENDERED_CHECKSUM
     elif source == "official":
         path = Path(path).expanduser() if path else cache_dir
         is_file = path.is_file() or path.suffix == ".npz"
-        packed = official(path if is_file else path / OFFICIAL_FILE, cache_dir)
+        packed, digest = official(path if is_file else path / OFFICIAL_FILE, cache_dir), None
     else:
         raise ValueError(f"dataset.source is '{source}', allowed are 'render' and 'official'")
-    return ImageData(
-        "dsprites", PackedImages(torch.from_numpy(packed)), GRID, levels=1, references=REFERENCES
-    )
+    images = PackedImages(torch.from_numpy(packed))
+    return ImageData("dsprites", images, GRID, levels=1, references=REFERENCES, digest=digest)
 
 
 def rendered(cache_dir: Path) -> np.ndarray:

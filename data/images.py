@@ -78,8 +78,8 @@ class ImageData:
     """A data set: images (N, C, H, W) uint8 and the factors that they run through, if known.
 
     levels is the uint8 value that means 1.0; references names the images (name -> index) that
-    pictures start from, three spread over the set if none are given. Raises ValueError if grid and
-    images differ in length.
+    pictures start from, three spread over the set if none are given; digest is the cache.checksum
+    of the images, where it is known. Raises ValueError if grid and images differ in length.
     """
 
     name: str
@@ -87,6 +87,7 @@ class ImageData:
     grid: FactorGrid | None
     levels: int = 255
     references: dict[str, int] = field(default_factory=dict)
+    digest: str | None = None
 
     def __post_init__(self) -> None:
         if self.grid is not None and len(self.grid) != len(self):
@@ -113,9 +114,9 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A checksum of all images and factors: what scores were computed on."""
+        """Checksum of the images, and the factors: tells whether two data sets are the same."""
         images = self.images.packed if isinstance(self.images, PackedImages) else self.images
-        return f"{checksum(images.cpu().contiguous().numpy())} {self.grid}"
+        return f"{self.digest or checksum(images.cpu().contiguous().numpy())} {self.grid}"
 
     def reference_images(self) -> dict[str, Tensor]:
         """The images that pictures start from: name -> (C, H, W) float32 in [0, 1]."""

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -104,6 +105,10 @@ def test_grid_samples_every_value_equally_and_repeatably():
 
 
 # Rendering: facts of the published set
+
+
+def test_the_fingerprint_of_the_rendered_set_is_computed_from_it(shapes):
+    assert replace(shapes, digest=None).fingerprint == shapes.fingerprint
 
 
 def test_whole_set_has_the_known_checksum(shapes):

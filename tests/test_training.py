@@ -505,6 +505,11 @@ def test_data_that_changed_under_a_run_are_refused(command, squares, tmp_path, c
     np.savez(own, images=images[:40])
     assert train.main(command("config/twoD.yaml", data, steps=4)) == 2
     assert "was trained on 48 images" in capsys.readouterr().err
+    np.savez(own, images=images[::-1])
+    assert train.main(command("config/twoD.yaml", data, steps=4)) == 2
+    assert "was trained on other images or factors" in capsys.readouterr().err
+    np.savez(own, images=images)
+    assert train.main(command("config/twoD.yaml", data, steps=4)) == 0
 
 
 def test_tensorboard_gets_the_same_terms(command, tmp_path):
