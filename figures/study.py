@@ -69,7 +69,7 @@ def rank_correlation(
     runs = np.unique(there.T @ there)  # of every two metrics
     several = f"{runs[0]} to {runs[-1]}" if len(runs) > 1 else f"{runs[0]}"
     inches = 0.52 * len(labels)
-    text = 0.075 * max(map(len, labels.values()))
+    text = 0.08 * max(map(len, labels.values()))
     figure = Figure(figsize=(inches + text + 1.6, inches + text + 0.9), **SETTINGS)
     _title(figure, title, f"Spearman's rank correlation over {several} runs")
     ax = figure.subplots()
