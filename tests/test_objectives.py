@@ -177,7 +177,8 @@ def test_each_player_of_factor_vae_gets_the_gradient_of_its_own_loss():
     for name, own in players.items():
         gradients = torch.autograd.grad(losses[name], own, retain_graph=True)
         for parameter, gradient in zip(own, gradients, strict=True):
-            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+            rounding = 1e-5 * float(gradient.abs().max())  # of sums in another order
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=rounding)
     torch.testing.assert_close(terms["tc"], real.mean())
     torch.testing.assert_close(terms["loss"], losses["vae"])
     torch.testing.assert_close(terms["d_loss"], losses["d"])
