@@ -312,7 +312,7 @@ def score_run(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, dict[s
 def asked(run: Run, score: dict[str, Any]) -> dict[str, Any]:
     """What scores answer, beside their metrics: the weights, the data, settings and draws.
 
-    Not the precision and processor of the encoder, which move them by less than another draw does.
+    Not the precision and processor of the encoder, which are noted beside them.
     """
     facts = {"checkpoint_sha256": run.sha256, "metrics_sha256": code_of_metrics()}
     facts |= {"data_blake2b": run.data.fingerprint}
@@ -344,16 +344,16 @@ def _kept(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
     if facts.get("scores_sha256") != _sha256(text):  # not the scores that the facts are of
         return {}
     differ = [key for key, value in question.items() if facts.get(key) != value]
-    of = next((what for key, what in STALE.items() if key in differ), None)
+    stale = [key for key in STALE if key in differ]
     others = [key for key in differ if key not in STALE]
-    if others and of in (None, STALE["metrics_sha256"]):
+    if others and stale in ([], ["metrics_sha256"]):
         key = others[0]
         raise ValueError(
             f"{path} has scores with {key} {facts.get(key)}, these are with "
             f"{question[key]}: give another folder (--out) or remove that file"
         )
     if differ:
-        print(f"{path}: scores of {of} are dropped: {', '.join(scores)}")
+        print(f"{path}: scores of {STALE[stale[0]]} are dropped: {', '.join(scores)}")
     return {} if differ else scores
 
 

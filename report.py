@@ -367,9 +367,9 @@ def draw(
     if len(labels) > 1 and len(frame) > 2:
         file = out / "correlation.png"
         text = "Which metrics rank the runs alike"
-        signs = {key: -1 for key in LOWER_IS_BETTER if key in labels}
-        better = frame.assign(**{key: sign * frame[key] for key, sign in signs.items()})
-        names = labels | {key: f"{labels[key]}, negated" for key in signs}
+        lower = [key for key in LOWER_IS_BETTER if key in labels]
+        better = frame.assign(**{key: -frame[key] for key in lower})
+        names = labels | {key: f"{labels[key]}, negated" for key in lower}
         pictures[text] = rank_correlation(better, names, file, title=f"{title}: metrics")
     alike = families({run.values["name"]: run.values for run in runs})
     if alike and labels:
