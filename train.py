@@ -6,6 +6,7 @@ processes train one run with torchrun --nproc_per_node=2 train.py --config confi
 
 import argparse
 import functools
+import os
 import shlex
 import signal
 import sys
@@ -35,6 +36,7 @@ from training import (
     load_checkpoint,
     need_compiler,
     need_optimizers,
+    need_tensorboard,
     process_group,
     provenance,
     rank_label,
@@ -70,6 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(config.to_yaml(values), end="")
             return 0
         return run(values, options.runs)
+    except BrokenPipeError:  # what reads our output (| tee) has ended: nobody is left to be told
+        for stream in (sys.stdout, sys.stderr):  # else flushing them at exit fails again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:  # bad input, or a disk that is full
         _report(error)
         return EXIT_BAD_INPUT
@@ -135,8 +141,11 @@ def is_complete(state: dict[str, Any] | None, path: Path, steps: int) -> bool:
 
 
 def as_resolved(path: Path) -> str:
-    """The text of a run's config.yaml with the defaults of keys that it was written without."""
-    values = config.read_yaml(path)
+    """The text of a run's config.yaml with the defaults of keys that it was written without.
+
+    Where the file is lost, what the checkpoint beside it knows.
+    """
+    values = config.read_yaml(path) if path.exists() else load_checkpoint(path.parent)["config"]
     with config.named(path):
         return config.to_yaml(config.validate(SCHEMA, values))
 
@@ -171,6 +180,8 @@ def run(values: dict[str, Any], runs: Path) -> int:
     if state is None or state["step"] < values["train"]["steps"]:
         if values["train"]["compile"]:
             need_compiler(device)
+        if values["train"]["tensorboard"]:
+            need_tensorboard()
         if state:
             need_optimizers(state, path)  # before the folder takes over the longer configuration
     with process_group(device) as (rank, processes):
@@ -181,7 +192,11 @@ def run(values: dict[str, Any], runs: Path) -> int:
             wait_for_all()
             try:
                 return run_in(path, folder, values, device, rank, processes)
+            except BrokenPipeError:
+                raise
             except OSError as error:
+                if saved_state(path) is None:
+                    raise
                 kept = "the last checkpoint is intact, the same command goes on from it"
                 raise OSError(f"{error} ({path}: {kept})") from error
 
@@ -265,9 +280,9 @@ def run_in(
         if not frames.all():  # lost since
             frames.add(settings["steps"])
         draw_run(model, path, data.reference_images(), random_images, title=title)
-    draw_training(path, frames.all(), title=title)
     images_seen = settings["steps"] * settings["batch_size"]
     folder.describe(images_seen=images_seen, train_seconds=round(log.seconds(), 1))
+    draw_training(path, frames.all(), title=title)  # last: it marks completeness
     print(f"Done: {path}." + (f" {_next(path)}" if data.grid else ""))
     return 0
 

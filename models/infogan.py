@@ -23,7 +23,7 @@ from models.checks import (
     PositiveFraction,
 )
 from models.gan_networks import GAN_NETWORKS
-from models.schedules import log_linear, set_rates
+from models.schedules import log_linear, need_decay_steps, set_rates
 
 Categories = Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)]  # a YAML list
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -49,7 +49,7 @@ class InfoGAN(nn.Module):
     code. noise: number of variables U(-1, 1) that Q does not see. q_std: Q's standard deviation,
     "fixed" (1, as in InfoGAN-CR) or "learned". info_weight: weight of Q's loss beside D's and G's.
     lr_g, lr_d, betas: Adam's; both rates fall log-linearly to lr_decay of themselves over
-    lr_decay_steps (1: constant). g_steps: G updates a step, all on the same codes. instance_noise:
+    lr_decay_steps. g_steps: G updates a step, all on the same codes. instance_noise:
     standard deviation of the noise on D's inputs, in the units of its images, falling linearly to 0
     over instance_noise_steps (0: constant). label_smoothing: D's target for real images is 1 less
     this. r1: gamma of the penalty gamma / 2 E |grad D(x)|^2 on real images (Mescheder et al. 2018,
@@ -65,9 +65,11 @@ class InfoGAN(nn.Module):
 
     Batch norm: call eval() before encode, decode and information, so that an image depends on its
     own code alone. G's running statistics are those of its samples; D's are those of real images
-    only, which is what encode is given.
+    only, as D sees them: without instance noise what encode is given, with it noisier. In the
+    published run of network "seed" (noise .45) one code's bound then reads .06 nats for .26.
 
-    Raises ValueError for images that are not 64x64 and where there is no code at all.
+    Raises ValueError for images that are not 64x64, where there is no code at all or one alone to
+    contrast, and for an lr_decay without its steps.
     """
 
     span = (-2.0, 2.0)  # of a traversal
@@ -105,6 +107,12 @@ class InfoGAN(nn.Module):
         self.latent_dim = continuous + len(categorical)
         if self.latent_dim == 0:
             raise ValueError("model.continuous: 0 is not allowed without model.categorical")
+        if cr_weight > 0 and self.latent_dim == 1:
+            raise ValueError(
+                f"model.cr_weight: {cr_weight} is not allowed with one code: its loss tells which "
+                "of several two images share; allowed: 0"
+            )
+        need_decay_steps(lr_decay, lr_decay_steps)
         self.continuous, self.categorical, self.noise = continuous, tuple(categorical), noise
         self.learned_std = q_std == "learned"
         self.q_sizes = [continuous, continuous * self.learned_std, *categorical]

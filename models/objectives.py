@@ -191,11 +191,11 @@ class FactorVAE(nn.Module):
     The discriminator (6 x 1000 units, leaky ReLU .2) tells codes from codes whose every latent was
     permuted over the batch (algorithm 1); TC is the mean of its logit, one here where the paper
     subtracts two. Both players use the same batch, as in the 2019 study. Its Adam: lr_d, betas .5
-    and .9. The paper's beta_t is 1; here it may run log-linearly from beta_start to beta over
-    anneal_steps: from far below 1 on, every factor finds latents before the KL has put any to
-    sleep, and the TC aligns them meanwhile. The loss is the sum of both players' losses, whose
-    gradients are disjoint: the VAE gets that of its own loss through a discriminator held fixed,
-    the discriminator that of d_loss.
+    and .9. The paper's beta_t is 1; here it may run log-linearly from beta_start (1 where it is not
+    given) to beta over anneal_steps: from far below 1 on, every factor finds latents before the KL
+    has put any to sleep, and the TC aligns them meanwhile. The loss is the sum of both players'
+    losses, whose gradients are disjoint: the VAE gets that of its own loss through a discriminator
+    held fixed, the discriminator that of d_loss.
     """
 
     def __init__(

@@ -17,6 +17,14 @@ def log_linear(start: float, end: float, step: int, steps: int) -> float:
     return math.exp((1 - progress) * math.log(start) + progress * math.log(end))
 
 
+def need_decay_steps(lr_decay: float, lr_decay_steps: int) -> None:
+    """ValueError for a decay whose steps were forgotten: it would be over after the first one."""
+    if lr_decay < 1 and lr_decay_steps == 1:
+        raise ValueError(
+            f"model.lr_decay: {lr_decay} is not allowed without model.lr_decay_steps of 2 or more"
+        )
+
+
 def set_rates(
     optimizers: Mapping[str, Optimizer], rates: Mapping[str, float], factor: float
 ) -> None:

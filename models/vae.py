@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.checks import AtLeastOne, NonNegativeInt, PositiveFloat, PositiveFraction
 from models.networks import DECODERS, Encoder
-from models.schedules import log_linear, set_rates
+from models.schedules import log_linear, need_decay_steps, set_rates
 
 
 class VAE(nn.Module):
@@ -16,7 +16,7 @@ class VAE(nn.Module):
 
     Kingma & Welling 2014. `objective(vae, x, step) -> (loss, terms)` is one of OBJECTIVES. network:
     the decoder, one of DECODERS; the encoder is the same. All learning rates fall log-linearly to
-    lr_decay of themselves over lr_decay_steps (1: constant). draw_from: the step from which on
+    lr_decay of themselves over lr_decay_steps. draw_from: the step from which on
     network affine learns to draw; up to there, where its sprite is, how large and which way round.
     """
 
@@ -43,6 +43,7 @@ class VAE(nn.Module):
             raise ValueError(
                 f"model.draw_from: {draw_from} is not allowed with network {network}; allowed: 0"
             )
+        need_decay_steps(lr_decay, lr_decay_steps)
         self.latent_dim = latent_dim
         self.objective = objective
         self.encoder = Encoder(image_shape[0], latent_dim)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from models import build_model
-from training import Batches, process_group, synchronise, train
+from training import Batches, Log, process_group, synchronise, train
 from training.parallel import average
 
 CPU = torch.device("cpu")
@@ -25,14 +25,16 @@ MODELS = {
 
 
 class Linear(nn.Module):
-    """A model whose step is a plain function of its images."""
+    """A model whose step is a plain function of its images; `draws` are its random numbers."""
 
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.linspace(-1, 1, 16))
         self.optimizers = {"sgd": torch.optim.SGD(self.parameters(), lr=0.01)}
+        self.draws = []
 
     def train_step(self, x, step):
+        self.draws.append(torch.rand(()).item())
         loss = (x.flatten(1) @ self.weight).square().mean()
         self.optimizers["sgd"].zero_grad()
         loss.backward()
@@ -73,10 +75,31 @@ def main(task, folder):
             result = train_models(rank, processes)
         elif task == "linear":
             result = linear_steps(Batches(64, 8, 0, rank, processes))
+        elif task == "noise":
+            result = draws_in_training(Batches(64, 8, 0, rank, processes), folder)
         else:
             result = None
             lose_a_peer(rank, processes, folder, raises=task == "fail")
         torch.save(result, Path(folder) / f"rank{rank}.pt")
+
+
+def draws_in_training(batches, folder):
+    """The random numbers of three steps of the training loop."""
+    model, images = Linear(), torch.rand(64, 1, 4, 4)
+    every = {"log_every": 10, "draw_every": 10, "save_every": 10}
+    train(
+        model,
+        images.__getitem__,
+        batches,
+        Path(folder) / "checkpoint.pt",
+        Log(Path(folder), 0) if batches.rank == 0 else None,
+        start={"step": 0},
+        steps=3,
+        seed=0,
+        draw=lambda step: None,
+        **every,
+    )
+    return model.draws
 
 
 def lose_a_peer(rank, processes, folder, raises):

@@ -485,6 +485,26 @@ def test_instance_noise_falls_to_nothing():
         ) == equal
 
 
+def test_instance_noise_is_on_all_that_d_sees(monkeypatch):
+    """On fakes as on real images: else D could tell them by their noise."""
+    seen = {}
+
+    def inputs_of(std):
+        model = make("seed", instance_noise=std)
+        model.discriminator.register_forward_pre_hook(
+            lambda module, images: seen.setdefault(std, []).append(images[0].detach().float())
+        )
+        monkeypatch.setattr(torch, "randn_like", lambda images: torch.full_like(images, 1.0))
+        for optimizer in model.optimizers.values():  # the same images with and without
+            monkeypatch.setattr(optimizer, "step", lambda: None)
+        train(model, range(1))
+
+    inputs_of(0.0), inputs_of(0.5)
+    assert len(seen[0.5]) == 3
+    for noisy, clean in zip(seen[0.5], seen[0.0], strict=True):
+        torch.testing.assert_close(noisy - clean, torch.full_like(clean, 0.5))
+
+
 def test_one_more_generator_step_moves_only_g():
     one, two = make("sn"), make("sn", g_steps=2)
     train(one, range(1)), train(two, range(1))
@@ -683,6 +703,10 @@ def test_refusals_name_what_is_wrong():
         InfoGAN((1, 32, 32))
     with pytest.raises(ValueError, match=r"model\.continuous: 0"):
         InfoGAN((1, 64, 64), continuous=0)
+    with pytest.raises(ValueError, match=r"model\.cr_weight: 1\.0 is not allowed with one code"):
+        InfoGAN((1, 64, 64), continuous=1, cr_weight=1.0)
+    with pytest.raises(ValueError, match=r"model\.lr_decay: 0\.5"):
+        InfoGAN((1, 64, 64), lr_decay=0.5)
     model = make("sn")
     for call in (model.encode, model.decode, model.information):
         with pytest.raises(AssertionError, match=r"eval\(\)"):

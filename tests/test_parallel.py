@@ -76,6 +76,13 @@ def test_two_processes_step_as_one_on_the_whole_batch(tmp_path):
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
 
+def test_each_process_draws_noise_of_its_own(tmp_path):
+    code, _, error = torchrun(WORKER, "noise", tmp_path)
+    assert code == 0, error
+    ours, theirs = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    assert len({*ours, *theirs}) == 6
+
+
 def test_a_process_that_fails_ends_the_others_and_says_why(tmp_path):
     code, _, error = torchrun(WORKER, "fail", tmp_path)
     assert code != 0

@@ -99,7 +99,8 @@ def test_a_run_of_before_a_key_was_there_goes_on_with_its_default(command, tmp_p
     older = text.replace("  lr_decay: 1.0\n", "")
     assert older != text
     (folder / "config.yaml").write_text(older)
-    assert train.main(command("config/twoD.yaml", "model.lr_decay=0.5", steps=3)) == 2
+    other = "model.lr_decay=0.5", "model.lr_decay_steps=9"
+    assert train.main(command("config/twoD.yaml", *other, steps=3)) == 2
     assert train.main(command("config/twoD.yaml", steps=3)) == 0
     assert (folder / "config.yaml").read_text() == text.replace("steps: 2", "steps: 3")
 
@@ -247,10 +248,10 @@ def test_memory_that_runs_out_is_a_sentence(command, capsys):
 
 
 def test_steps_may_grow_but_not_shrink(tmp_path):
-    (tmp_path / "checkpoint.pt").touch()
     for steps in (5, 6, 6):
         with RunFolder(tmp_path, f"train:\n  steps: {steps}\n") as folder:
             folder.take()
+        (tmp_path / "checkpoint.pt").touch()
     with pytest.raises(RunFolderError, match="steps: 5"):
         RunFolder(tmp_path, "train:\n  steps: 5\n")
 
@@ -494,6 +495,74 @@ def test_a_longer_run_redoes_the_provisional_last_row_and_frame(command, tmp_pat
     for name in ("log.csv", "training.gif", "curves.png"):
         straight, grown = (tmp_path / runs / "small/seed0" / name for runs in ("straight", "grown"))
         assert straight.read_bytes() == grown.read_bytes(), name
+
+
+def test_a_checkpoint_without_its_config_is_the_same_configuration(command, tmp_path, capsys):
+    assert train.main(command("config/twoD.yaml", steps=2)) == 0
+    file = tmp_path / "runs/small/seed0/config.yaml"
+    text = file.read_text()
+    file.unlink()
+    assert train.main(command("config/twoD.yaml", "objective.beta=8", steps=3)) == 2
+    assert "holds a run with another configuration" in capsys.readouterr().err
+    assert train.main(command("config/twoD.yaml", steps=3)) == 0
+    assert file.read_text() == text.replace("steps: 2", "steps: 3")
+
+
+def test_a_run_that_is_complete_has_its_facts(command, tmp_path, monkeypatch):
+    def full(*arguments, **settings):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "draw_training", full)
+        assert train.main(command("config/twoD.yaml")) == 2
+    facts = json.loads((tmp_path / "runs/small/seed0/run.json").read_text())
+    assert facts["images_seen"] == 4 * 8
+
+
+def test_no_checkpoint_is_promised_where_there_is_none(command, capsys):
+    data = "dataset={name: npz, path: gone.npz}"
+    assert train.main(command("config/twoD.yaml", data)) == 2
+    error = capsys.readouterr().err
+    assert "gone.npz" in error
+    assert "checkpoint" not in error
+
+
+def test_every_step_is_taken_in_training_mode(command, tmp_path, monkeypatch):
+    modes = []
+
+    def objective(vae, x, step):
+        modes.append(vae.training)
+        return vae_elbo(vae, x, step)
+
+    monkeypatch.setitem(OBJECTIVES, "vae", objective)
+    assert train.main(command("config/twoD_vae.yaml", "train.draw_every=1")) == 0
+    assert modes
+    assert all(modes)
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_output_that_nobody_reads_costs_no_work(command, tmp_path, stopped):
+    """As `train.py ... 2>&1 | tee log` at Ctrl-C, which ends tee as well."""
+    code = (
+        "import os, signal, sys, train\n"
+        "save, saved = train.train.__globals__['_refuse_non_finite'], []\n"
+        "def at_second_step(step, terms, model=None):\n"
+        "    if step == 2 and not saved:\n"
+        "        saved.append(step)\n"
+        "        os.close(reader)\n"
+        f"        if {stopped}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    save(step, terms, model)\n"
+        "train.train.__globals__['_refuse_non_finite'] = at_second_step\n"
+        "reader, writer = os.pipe()\n"
+        "os.dup2(writer, 1), os.dup2(writer, 2)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.exit(train.main(sys.argv[1:]))"
+    )
+    settings = "train.save_every=" + ("100" if stopped else "2")
+    arguments = command("config/twoD_vae.yaml", settings, "train.log_every=2", steps=100)
+    result = subprocess.run([sys.executable, "-c", code, *arguments], timeout=120)
+    assert result.returncode == 128 + signal.SIGPIPE
+    assert load_checkpoint(tmp_path / "runs/small/seed0")["step"] >= 2
 
 
 def test_data_that_changed_under_a_run_are_refused(command, squares, tmp_path, capsys):

@@ -23,7 +23,7 @@ from training.folder import (
     read_record,
     refuse_another,
 )
-from training.logs import Log, speeds
+from training.logs import Log, need_tensorboard, speeds
 from training.loop import CompileError, Interrupt, NonFiniteError, train, uncompiled
 from training.parallel import PeerError, process_group, rank_label, synchronise, wait_for_all
 
@@ -45,6 +45,7 @@ __all__ = [
     "load_hashed",
     "need_compiler",
     "need_optimizers",
+    "need_tensorboard",
     "process_group",
     "provenance",
     "rank_label",

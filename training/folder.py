@@ -29,9 +29,9 @@ class RunFolder:
 
     `config_text` is the resolved configuration as YAML; a folder that holds another one is refused
     with the difference (only train.steps may grow). Nothing is written before `take`, so that what
-    is refused later, by the data or the networks, leaves the folder to its run. `resolve` reads the
-    file that is there in the same form: keys that the project has learned since get their defaults.
-    Raises RunFolderError.
+    is refused later, by the data or the networks, leaves the folder to its run. `resolve` gives the
+    configuration of a config.yaml, or where that is lost of the checkpoint beside it, in the same
+    form: keys that the project has learned since get their defaults. Raises RunFolderError.
     """
 
     def __init__(self, path: Path, config_text: str, resolve: Callable[[Path], str] = _text):
@@ -82,10 +82,9 @@ def refuse_another(path: Path, config_text: str, resolve: Callable[[Path], str] 
 
     resolve: as for RunFolder.
     """
-    config = path / "config.yaml"
-    if not config.exists() or not (path / "checkpoint.pt").exists():
+    if not (path / "checkpoint.pt").exists():
         return  # nothing would be lost
-    texts = resolve(config), config_text
+    texts = resolve(path / "config.yaml"), config_text
     old, new = map(yaml.safe_load, texts)
     steps = old["train"].pop("steps"), new["train"].pop("steps")
     if old != new or steps[0] > steps[1]:

@@ -4,6 +4,7 @@ Times go to speed.csv, so that log.csv of the same run is the same file whenever
 """
 
 import csv
+import importlib.util
 from pathlib import Path
 
 from training.checkpoint import write_atomically
@@ -25,13 +26,8 @@ class Log:
             _keep_rows(self.folder / name, step, every, last)
         self._board = None
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ValueError(
-                    "train.tensorboard: true is not allowed without the package tensorboard; "
-                    "install it (pip install tensorboard) or set it to false"
-                ) from error
+            from torch.utils.tensorboard import SummaryWriter
+
             self._board = SummaryWriter(self.folder / "tensorboard", purge_step=step + 1)
 
     def row(self, step: int, images: int, terms: dict[str, float], images_per_s: float) -> None:
@@ -58,6 +54,15 @@ class Log:
         """Flush what TensorBoard still holds."""
         if self._board is not None:
             self._board.close()
+
+
+def need_tensorboard() -> None:
+    """ValueError where the package that train.tensorboard writes with is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ValueError(
+            "train.tensorboard: true is not allowed without the package tensorboard; "
+            "install it (pip install tensorboard) or set it to false"
+        )
 
 
 def speeds(folder: Path) -> list[tuple[int, float]]:

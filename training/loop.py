@@ -23,7 +23,7 @@ from training.parallel import agree, average
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or a weight became NaN or infinite; the last good checkpoint was kept."""
+    """A loss or a weight became NaN or infinite; a checkpoint from before it was kept."""
 
 
 class Interrupt:
@@ -127,8 +127,7 @@ def train(
             with _compiling(interrupt):
                 terms = model.train_step(batch(batches[step]), step)
             window.add(average(terms))
-            done = step + 1
-            bar.update(size)
+            done, found = step + 1, []
             stop = agree(interrupt.signal)  # once a step: what it decides below must agree
             if done % log_every == 0 or done == steps:
                 terms = window.mean()
@@ -140,10 +139,10 @@ def train(
                 last_row = now, done
                 if done % log_every == 0:  # else the row is provisional: a longer run redoes it
                     window = _Window(None, device, window.names)
-                for warning in _new_warnings(model, terms, warned) if main else ():
-                    bar.write(f"warning at step {done:,}: {warning}", file=sys.stderr)
+                found = _new_warnings(model, terms, warned) if main else []
                 bar.set_description(f"step {done:,}/{steps:,}", refresh=False)
-                bar.set_postfix({n: f"{v:.4g}" for n, v in terms.items() if n in SHOWN})
+                shown = {n: f"{v:.4g}" for n, v in terms.items() if n in SHOWN}
+                bar.set_postfix(shown, refresh=False)
             if main and (done % draw_every == 0 or done == steps):
                 with uncompiled():
                     model.eval()
@@ -151,6 +150,9 @@ def train(
                     model.train()
             if done % save_every == 0 or done == steps or stop:
                 save(done)
+            for warning in found:  # written last: Ctrl-C may have ended what reads it (| tee)
+                bar.write(f"warning at step {done:,}: {warning}", file=sys.stderr)
+            bar.update(size)
             if stop and done < steps:
                 return stop
     return None
@@ -213,5 +215,5 @@ def _refuse_non_finite(step: int, terms: dict[str, float], model: nn.Module | No
         raise NonFiniteError(
             f"not finite at step {step}: {shown}"
             + (f" (others: {rest})" if rest else "")
-            + "; the last good checkpoint was kept. A lower learning rate may help."
+            + "; an earlier checkpoint, if there is one, was kept. A lower learning rate may help."
         )
