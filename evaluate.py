@@ -5,6 +5,7 @@ Or scores of any model in the world: python evaluate.py --codes codes.npz --metr
 
 import argparse
 import hashlib
+import inspect
 import json
 import math
 import sys
@@ -25,6 +26,8 @@ from data import DATASETS, NPZ_ERRORS, ImageData, load_dataset
 from figures.charts import best_factors, matrix
 from figures.run import draw_run
 from metrics import JOINT, METRICS, PARTS, as_codes, as_logvar, as_samples, score_all, select, udr
+from metrics.samples import Samples
+from metrics.study import LOWER_IS_BETTER
 from models import MODELS, build_model
 from models.fast import keep_freed_memory
 from models.objectives import OBJECTIVES
@@ -349,8 +352,8 @@ def _kept(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
     if others and stale in ([], ["metrics_sha256"]):
         key = others[0]
         raise ValueError(
-            f"{path} has scores with {key} {facts.get(key)}, these are with "
-            f"{question[key]}: give another folder (--out) or remove that file"
+            f"{path} has scores with {key} {facts.get(key)}, these are with {question[key]}: ask "
+            "with the same, have evaluate.py write to another folder (--out), or remove that file"
         )
     if differ:
         print(f"{path}: scores of {STALE[stale[0]]} are dropped: {', '.join(scores)}")
@@ -454,17 +457,29 @@ def _score(codes, factors, logvar, score, names=None) -> dict[str, dict[str, Any
             codes, logvar = without_dead(codes, logvar, min_kl)
         except ValueError as reason:  # of this model: the others keep their scores
             return {key: {"score": None, "reason": str(reason)} for key in score["metrics"]}
-    if names is not None:
-        codes, factors = as_samples(codes, factors, names), None
+    samples = as_samples(codes, factors, names)
     with tqdm(total=len(score["metrics"]), desc="score", unit=" metrics", leave=False) as bar:
 
         def progress(name: str, done: int, total: int) -> None:
             bar.total, bar.n = total, done
             bar.set_description(f"score {name}")
 
-        scores = score_all(codes, factors, logvar=logvar, progress=progress, **score)
+        scores = score_all(samples, None, logvar=logvar, progress=progress, **score)
     said = {} if min_kl is None else {"min_kl": min_kl}
-    return {key: said | entry for key, entry in scores.items()}
+    return {
+        key: said | not_left_out(key, score["settings"], samples) | entry
+        for key, entry in scores.items()
+    }
+
+
+def not_left_out(key: str, settings: dict[str, Any], samples: Samples) -> dict[str, str]:
+    """A note where a metric was to leave out a factor that does not exist, as without names."""
+    wanted = inspect.signature(METRICS[key]).parameters.get("without")
+    wanted = settings.get(key, {}).get("without", wanted.default if wanted else ())
+    names = [*samples.names, *samples.left_out]
+    if lacks := [name for name in wanted if name not in names]:
+        return {"note": f"no factor is called {', '.join(lacks)}, none of that name is left out"}
+    return {}
 
 
 def folder_of(run: Run, out: Path | None, several: bool) -> Path:
@@ -489,21 +504,26 @@ def _label(run: dict[str, Any]) -> str:
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Scores as text: a line a metric, a column a model, so that any number of metrics fits."""
     keys = list(dict.fromkeys(key for scores in rows.values() for key in scores))
-    width, columns = max(map(len, keys)), {name: max(len(name), 8) for name in rows}
+    labels = {key: key + " (lower is better)" * (key in LOWER_IS_BETTER) for key in keys}
+    width, columns = max(map(len, labels.values())), {name: max(len(name), 8) for name in rows}
     lines = [" " * width + "".join(f"  {name:>{w}}" for name, w in columns.items())]
     for key in keys:
         cells = []
         for name, w in columns.items():
             value = rows[name].get(key, {}).get("score")
             cells.append(f"  {'-' if value is None else format(value, '.4f'):>{w}}")
-        lines.append(f"{key:<{width}}" + "".join(cells))
-    reasons: dict[str, list[str]] = defaultdict(list)  # line -> the models that it is true of
+        lines.append(f"{labels[key]:<{width}}" + "".join(cells))
+    reasons: dict[str, set[str]] = {}  # line -> the models that it is true of
     for name, scores in rows.items():
         for key, entry in scores.items():
-            if reason := entry.get("reason"):
-                reasons[f"{key}: {reason}"].append(name)
+            said = [f"{key}: {entry[kind]}" for kind in ("reason", "note") if kind in entry]
+            if constant := entry.get("constant_factors"):
+                said.append(f"not scored, of one value: {', '.join(constant)}")
+            for line in said:
+                reasons.setdefault(line, set()).add(name)
     for line, names in reasons.items():
-        lines.append(line if len(names) == len(rows) else f"{', '.join(names)}: {line}")
+        models = ", ".join(name for name in rows if name in names)
+        lines.append(line if len(names) == len(rows) else f"{models}: {line}")
     return "\n".join(lines)
 
 

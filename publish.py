@@ -5,6 +5,7 @@ and report.py find them: python publish.py --study config/studies/twoD.yaml
 """
 
 import argparse
+import re
 import shutil
 import signal
 import sys
@@ -15,10 +16,11 @@ from typing import Any
 from torch import Tensor
 
 import train
-from config.study import Study, load_study, member_folder, members
+from config.study import NAME, Study, load_study, member_folder, members
 from training import load_checkpoint, save_checkpoint
 from training.checkpoint import OF_OBJECTIVE, write_atomically
 
+DEFAULT_OUT = Path("res/2dshapes")
 LARGE = 8e6  # bytes of weights from which a published checkpoint holds them in half precision
 
 PICTURES = {
@@ -46,18 +48,29 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument("--run", type=Path, help="the folder of a finished run")
     what.add_argument("--study", type=Path, help="a YAML file such as config/studies/twoD.yaml")
     parser.add_argument("--name", help="what the published files of --run are called")
-    parser.add_argument("--out", type=Path, default=Path("res/2dshapes"), help="of --run")
-    parser.add_argument("--runs", type=Path, help="default: runs/studies/<name of the study>")
-    parser.add_argument("--no-pictures", action="store_true", help="weights, log and facts only")
+    parser.add_argument("--out", type=Path, help=f"of --run; default: {DEFAULT_OUT}")
+    parser.add_argument("--no-pictures", action="store_true", help="of --run: weights, log, facts")
+    parser.add_argument(
+        "--runs", type=Path, help="of --study; default: runs/studies/<name of the study>"
+    )
     options = parser.parse_args(arguments)
+    of_run = {"--name": options.name, "--out": options.out, "--no-pictures": options.no_pictures}
     try:
+        others = of_run if options.study else {"--runs": options.runs}
+        if given := [option for option, value in others.items() if value]:
+            chosen = "--study" if options.study else "--run"
+            raise ValueError(f"{given[0]} is not allowed with {chosen}")
         if options.study:
             study = load_study(options.study)
             publish_study(study, options.runs or study.home)
-        elif options.name:
-            publish(options.run, options.name, options.out, pictures=not options.no_pictures)
         else:
-            raise ValueError("--name: a name is needed for the published files of --run")
+            if not re.fullmatch(NAME, options.name or ""):
+                raise ValueError(
+                    f"--name: {options.name!r} is not allowed; what the published files of --run "
+                    "are called: letters, digits, _, . and -"
+                )
+            pictures = not options.no_pictures
+            publish(options.run, options.name, options.out or DEFAULT_OUT, pictures=pictures)
     except (ValueError, OSError) as error:
         print(f"publish.py: {error}", file=sys.stderr)
         return 2

@@ -87,7 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument(
         "--checkpoint", nargs="+", type=Path, metavar="PATH", help="checkpoints or run folders"
     )
-    parser.add_argument("--runs", type=Path, help="default: runs/studies/<name of the study>")
+    parser.add_argument(
+        "--runs", type=Path, help="of --study; default: runs/studies/<name of the study>"
+    )
     parser.add_argument("--out", type=Path, help="default: res/<name of the study>")
     parser.add_argument("--metrics", help=f"default: the study's; else {DEFAULT_METRICS}")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="metrics' settings")
@@ -98,6 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.seed < 0:
             raise ValueError(f"--seed: {options.seed} is not allowed; allowed: 0 or more")
         paths, title, metrics, out = options.checkpoint, "", DEFAULT_METRICS, options.out
+        if options.runs and not options.study:
+            raise ValueError("--runs is not allowed with --checkpoint")
         if options.study:
             study = load_study(options.study)
             title, metrics, out = study.name, study.metrics, out or Path("res") / study.name
@@ -415,7 +419,7 @@ def _cell(value: Any, key: str) -> str:
     if value is None or value != value:  # nan
         return "-"
     if key == "commit":
-        return value[:8]
+        return value[:8] + "+" * value.endswith("+")  # files were changed
     if key in ("images_seen", "seed"):
         return f"{value:,}"
     return f"{value:.{1 if key in FACTS else 3}f}" if isinstance(value, float) else str(value)

@@ -11,6 +11,7 @@ import torch
 from data.grid import FactorGrid
 from data.images import ImageData
 
+KEYS = ("images", "sizes", "names")
 # what numpy raises for bytes that it did not write, by where it stumbles: nothing that is plain
 # arrays, a damaged or encrypted archive, another compression, a header that claims too much
 NPZ_ERRORS = (
@@ -33,7 +34,13 @@ def load_npz(cache_dir: Path, *, path: str) -> ImageData:
         if not zipfile.is_zipfile(path):
             raise ValueError("it is not an npz file")
         with np.load(path, allow_pickle=False) as arrays:
-            images, sizes, names = (arrays.get(key) for key in ("images", "sizes", "names"))
+            unknown = [key for key in arrays.files if key not in KEYS]
+            if unknown and "images" in arrays:
+                raise ValueError(
+                    f"it holds {', '.join(unknown)}; allowed are {', '.join(KEYS)} (of a full "
+                    "grid; codes with factors of their own are scored by evaluate.py --codes)"
+                )
+            images, sizes, names = (arrays.get(key) for key in KEYS)
         return ImageData("npz", _images(images), _grid(sizes, names))
     except NPZ_ERRORS as error:
         raise ValueError(f"dataset.path: {path} cannot be used: {error}") from error

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from figures.canvas import ACTIVE_NATS, replace
-from figures.latents import codes_of, rank, sweep
+from figures.latents import SHARE, codes_of, rank, sweep
 
 VALUES = 13  # frames of a slider
 SIDE = 128  # pixels of a sprite on the screen: twice that of an image
@@ -95,6 +95,7 @@ def run_page(
     outside = [not low - 1e-6 <= value <= high + 1e-6 for value in values.tolist()]
     content |= {"latents": latents, "references": shown, "values": names, "side": SIDE}
     content["beyond"] = [name for name, out in zip(names, outside, strict=True) if out]
+    content["share"] = SHARE if factor_names else ""
     content |= {"information_name": model.information_name, "left_out": len(order) - kept}
     return _write(path, "run.html", content, pictures)
 

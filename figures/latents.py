@@ -22,6 +22,7 @@ from figures.canvas import (
 )
 
 VALUES = 10  # columns of a traversal
+SHARE = "Beside it the factor that it follows best: that factor's part of all that it tells, in %."
 PAIRS = 10  # columns of a page of reconstructions
 
 
@@ -110,7 +111,7 @@ def traversal(
     of one of the two does not fit.
     """
     blocks = _blocks(model, references, information, factor_names, values, by_latent)
-    return save_png(stack([heading(title, *_explain(model)), *blocks]), path)
+    return save_png(stack([heading(title, *_explain(model, factor_names)), *blocks]), path)
 
 
 @torch.inference_mode()
@@ -136,7 +137,7 @@ def random_grid(
     parts.append(tile(model.decode(to_model(model, z)), columns))
     if references:
         below = "One block a latent" if by_latent else "Traversals from random images"
-        parts.append(heading(below, *_explain(model)))
+        parts.append(heading(below, *_explain(model, factor_names)))
         parts += _blocks(model, references, information, factor_names, by_latent=by_latent)
     return save_png(stack(parts), path)
 
@@ -151,13 +152,15 @@ def reconstructions(model: nn.Module, x: Tensor, path: str | PathLike, *, title:
     return save_png(stack([heading(title), *bands]), path)
 
 
-def _explain(model) -> list[str]:
+def _explain(model, factor_names=None) -> list[str]:
     """How to read the blocks."""
     lines = [
         "Along a row one latent takes the values above the columns; all else stays as it is.",
         f"Ordered by {model.information_name} in nats; grey: below {ACTIVE_NATS}, carries nothing. "
         "Blue frame: nearest to the reference.",
     ]
+    if factor_names is not None:
+        lines.append(SHARE)
     if model.trained_span:
         low, high = model.trained_span
         lines.append(f"Orange values are outside the range seen in training, {low:g} to {high:g}.")

@@ -133,7 +133,8 @@ def mutual_info_score(
 ) -> Result:
     """Mean mutual information in nats of two different binned codes (Locatello et al. 2019).
 
-    Unsupervised; LOWER is better, 0 for independent codes (below .02 with the default sizes).
+    Unsupervised; LOWER is better, 0 for independent codes (below .02 with the default sizes; more
+    where there are few different images).
     Raises ValueError for a single code.
     """
     samples = as_samples(codes, factors)
@@ -186,9 +187,9 @@ def mig_chen(
     The information of a *sampled* code with a factor is H(z) - mean H(z | value), where z follows
     the mixture of all posteriors N(codes, exp(logvar)), or of those with that value; the gap of
     the two largest, over the factor's entropy (log(#values) on a grid), averaged over the factors
-    that are not in `without`. The
-    authors estimate the entropies from 10,000 draws; we integrate the mixture's density
-    numerically (error below 1e-3 nats), so nothing is random. All samples are used.
+    that are not in `without`. The authors estimate the entropies from 10,000 draws; we integrate
+    the mixture's density numerically (error below 1e-3 nats), so nothing is random. All samples are
+    used.
     Posterior standard deviations below 1/4096 of the extent of a code (range of its means plus
     largest deviation) count as that. Range 0 ... 1.
     logvar: (N, D) log-variances. Raises ValueError without them, for another shape and for
@@ -308,7 +309,7 @@ def _neighbour_information(samples: Samples, rng, num_samples: int, neighbours: 
     """Information of codes with factors over the factor's entropy (D, K), which codes (D,) are
     active, and the detail of a Result; constant codes carry none."""
     need_at_least(1, neighbours=neighbours)
-    x, y = sample(samples, rng, num_samples)
+    x, y = sample(samples, rng, num_samples, copies=False)  # a copy is no neighbour
     for k in np.flatnonzero(~np.array(samples.continuous)):
         need_often(samples.names[k], y[:, k], neighbours + 1)
     extent = np.ptp(x, axis=0)

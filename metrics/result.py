@@ -35,7 +35,8 @@ class Result:
                 "factors": list(self.factors),
                 "values": np.asarray(self.matrix, dtype=np.float64).tolist(),
             }
-        return entry | {"settings": dict(self.settings)}
+        settings = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in self.settings.items()}
+        return entry | {"settings": settings}  # NumPy's numbers and arrays as Python's
 
 
 def by_name(names, values) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """Codes with their factors, checked once; how the metrics draw from them.
 
-A full row-major grid is drawn from by index, uniformly and with replacement (as the 2019 study
-does: on a grid smaller than the draw, training and test draws share rows); plain samples are
-drawn from without replacement, and interventions on them match values.
+A full row-major grid is drawn from by index, uniformly and with replacement as in the 2019 study;
+plain samples are drawn from without, and interventions on them match values. Of dSprites a draw has
+hardly any row twice; of a small grid it has many, and what learns from neighbours or is tested on
+other rows would find its own copies: there such metrics draw without replacement, too.
 """
 
 import math
@@ -18,6 +19,7 @@ AtLeastTwo = Annotated[int, Ge(2)]
 
 LARGEST = 1e100  # of codes and factors: squares and sums of them stay finite
 LARGEST_LOGVAR = 500  # either way: beyond it a variance is no longer a float
+FEW_COPIES = 40  # a grid of so many times the draw: at most one row in 40 of it comes twice
 LEVEL_REPEATS = 10  # times that a value of a factor of floats occurs on average to be a level
 
 
@@ -196,13 +198,17 @@ def _grid_sizes(factors: np.ndarray) -> tuple[int, ...] | None:
     return sizes if same else None
 
 
-def draw(samples: Samples, rng: np.random.Generator, num: int, setting: str) -> np.ndarray:
+def draw(
+    samples: Samples, rng: np.random.Generator, num: int, setting: str, *, copies: bool = True
+) -> np.ndarray:
     """Rows (num,): uniform with replacement on a grid, without on plain samples.
 
-    Raises ValueError if plain samples are fewer than `num`; the message names `setting`.
+    copies: whether a row that comes twice does no harm; else a grid of less than FEW_COPIES times
+    `num` rows is drawn from without replacement. Raises ValueError if that is asked of fewer than
+    `num` rows; the message names `setting`.
     """
     need_at_least(1, **{setting: num})
-    if samples.sizes is not None:
+    if samples.sizes is not None and (copies or len(samples) >= FEW_COPIES * num):
         return rng.integers(len(samples), size=num)
     if num > len(samples):
         raise ValueError(
@@ -212,21 +218,21 @@ def draw(samples: Samples, rng: np.random.Generator, num: int, setting: str) -> 
     return rng.choice(len(samples), size=num, replace=False)
 
 
-def sample(samples: Samples, rng, num: int, setting: str = "num_samples"):
+def sample(samples: Samples, rng, num: int, setting: str = "num_samples", *, copies: bool = True):
     """Codes (num, D) and factor values (num, K) of a `draw`.
 
     Raises ValueError if a factor has a single value in it.
     """
-    rows = draw(samples, rng, num, setting)
+    rows = draw(samples, rng, num, setting, copies=copies)
     x, y = samples.take(rows), samples.values(rows)
     _check_varying(samples, y)
     return x, y
 
 
 def train_test(samples: Samples, rng, num_train: int, num_test: int):
-    """A training and a test `sample`: (x, y), (x, y)."""
+    """A training and a test `sample`: (x, y), (x, y); no row of a small grid is in both."""
     need_at_least(1, num_train=num_train, num_test=num_test)
-    x, y = sample(samples, rng, num_train + num_test, "num_train + num_test")
+    x, y = sample(samples, rng, num_train + num_test, "num_train + num_test", copies=False)
     _check_varying(samples, y[:num_train])
     return (x[:num_train], y[:num_train]), (x[num_train:], y[num_train:])
 

@@ -678,6 +678,8 @@ IMAGES = np.full((6, 8, 8), 200, np.uint8)
         ({"images": IMAGES, "names": ["a"]}, "row of integers"),
         ({"images": IMAGES, "sizes": [6], "names": "a"}, r"names has shape \(\)"),
         ({"images": IMAGES, "sizes": [6], "names": [["a"]]}, r"names has shape \(1, 1\)"),
+        ({"images": IMAGES, "Sizes": [6]}, "it holds Sizes; allowed are images, sizes, names"),
+        ({"images": IMAGES, "factors": [[0]] * 6}, "evaluate.py --codes"),
         ({"images": np.array([None])}, "allow_pickle"),
     ],
 )

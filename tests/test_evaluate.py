@@ -239,6 +239,23 @@ def test_a_mistake_is_named(capsys, arguments, part):
     assert "Traceback" not in message
 
 
+def test_what_a_table_cannot_show_is_said(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    factors = np.c_[rng.integers(0, 3, (2000, 2)), np.ones(2000, dtype=int)]
+    arrays = {"codes": factors + 0.1 * rng.normal(size=factors.shape), "factors": factors}
+    path = tmp_path / "codes.npz"
+    metrics = "beta_vae_paper,gaussian_total_correlation"
+    call = ["--codes", str(path), "--metrics", metrics, *FEW[:2]]
+    call.append("gaussian_total_correlation.num_samples=2000")
+    for names, said in ((None, True), (["shape", "b", "c"], False)):
+        np.savez(path, **arrays, **({"names": names} if names else {}))
+        assert evaluate.main(call) == 0
+        out = capsys.readouterr().out
+        assert ("beta_vae_paper: no factor is called shape" in out) == said
+        assert f"not scored, of one value: {'c' if names else 'factor 2'}" in out
+        assert "gaussian_total_correlation (lower is better)" in out
+
+
 def test_codes_that_do_not_fit_are_named(tmp_path, capsys):
     path, _ = write_codes(tmp_path / "a.npz", sizes=np.array([3, 6, 40, 5]))
     assert evaluate.main(["--codes", str(path)]) == 2

@@ -634,6 +634,24 @@ def test_only_finished_runs_are_published(command, tmp_path, capsys):
     assert {file.name for file in few.iterdir()} == {"b.pt", "b.yaml", "b_log.csv", "b_run.json"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (
+            ["--study", "config/studies/twoD.yaml", "--out", "x"],
+            "--out is not allowed with --study",
+        ),
+        (["--study", "config/studies/twoD.yaml", "--no-pictures"], "--no-pictures is not allowed"),
+        (["--run", "x", "--name", "a", "--runs", "y"], "--runs is not allowed with --run"),
+        (["--run", "x", "--name", "../a"], "--name: '../a' is not allowed"),
+        (["--run", "x"], "--name: None is not allowed"),
+    ],
+)
+def test_what_publishing_cannot_use_is_refused(capsys, arguments, part):
+    assert publish.main(arguments) == 2
+    assert part in capsys.readouterr().err
+
+
 def test_publishing_can_be_stopped(monkeypatch, tmp_path, capsys):
     def stop(path):
         raise KeyboardInterrupt
