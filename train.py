@@ -195,7 +195,7 @@ def run(values: dict[str, Any], runs: Path) -> int:
             except BrokenPipeError:
                 raise
             except OSError as error:
-                if saved_state(path) is None:
+                if not (path / "checkpoint.pt").exists():
                     raise
                 kept = "the last checkpoint is intact, the same command goes on from it"
                 raise OSError(f"{error} ({path}: {kept})") from error

@@ -159,10 +159,10 @@ def _explain(schema: type[BaseModel], values: dict[str, Any], error: dict[str, A
             return f"key '{key}.name' is missing; allowed: {tags}"
         return f"{key}.name: {given!r} is not allowed; allowed: {tags}"
     if kind in ("model_type", "model_attributes_type"):
-        known = _known_keys(schema, path, None)
         names = [member.__name__ for member in _members(schema, path)]
         name = error["input"] if error["input"] in names else names[0]
-        like = f"{{name: {name}}}" if "name" in known else ", ".join(known)
+        several = len(names) > 1  # of which the key `name` chooses
+        like = f"{{name: {name}}}" if several else ", ".join(_known_keys(schema, path, None))
         return f"{key}: {error['input']!r} is not allowed; allowed: a section with keys, as {like}"
     allowed = error["msg"].replace("Input should be ", "").replace("Input should have", "has")
     return f"{key}: {error['input']!r} is not allowed; allowed: {allowed}"

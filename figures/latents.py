@@ -22,8 +22,8 @@ from figures.canvas import (
 )
 
 VALUES = 10  # columns of a traversal
-SHARE = "Beside it the factor that it follows best: that factor's part of all that it tells, in %."
 PAIRS = 10  # columns of a page of reconstructions
+SHARE = "Beside it the factor that it follows best: that factor's part of all that it tells, in %."
 
 
 def to_model(model: nn.Module, x: Tensor) -> Tensor:

@@ -162,6 +162,7 @@ def test_a_mistake_on_the_command_line_is_named_and_nothing_starts(
         ([{"config": "config/twoD.yaml"}], {"train": {"step": 3}}, ["train.step", "'steps'"]),
         ([{"config": "config/twoD.yaml"}], {"slurm": {"mem": 3}}, ["slurm.mem", "'mem_gb'"]),
         ([{"config": "config/twoD.yaml", "grid": {"seed": [1]}}], {}, ["runs.0", "'seed'"]),
+        ([], {"runs": [5]}, ["runs.0: 5 is not allowed", "a section with keys, as config, name"]),
         (
             [{"config": "config/twoD.yaml", "grid": {"model.lr": []}}],
             {},
