@@ -5,6 +5,8 @@ Each is held against the plain layer and against finite differences by tests/tes
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
 
 import torch
@@ -22,6 +24,29 @@ _FUSED = {  # whether this build and processor have convolutions with an activat
     torch.float32: _LIBRARY,
     torch.bfloat16: _LIBRARY and torch.ops.mkldnn._is_mkldnn_bf16_supported(),
 }
+
+
+_weights_left_out = False
+
+
+@contextmanager
+def input_gradients_only() -> Iterator[None]:
+    """Within it a backward pass through the layers below leaves their weights' gradients out.
+
+    Why: torch tells an operator written in Python which gradients may be asked for, not which are.
+    """
+    global _weights_left_out
+    before, _weights_left_out = _weights_left_out, True
+    try:
+        yield
+    finally:
+        _weights_left_out = before
+
+
+def _needed(ctx) -> tuple[bool, bool, bool]:
+    """Which gradients an operator must give: of input, weight and bias."""
+    need_x, *rest = ctx.needs_input_grad[:3]
+    return need_x, *(need and not _weights_left_out for need in rest)
 
 
 class _Conv(torch.autograd.Function):
@@ -43,7 +68,7 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight, out = ctx.saved_tensors
-        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        need_x, need_weight, need_bias = _needed(ctx)
         grad = _before_activation(grad, out, ctx.slope)
         grad_x = grad_weight = grad_bias = None
         if need_x:
@@ -76,15 +101,16 @@ class _ConvTranspose(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, weight, out = ctx.saved_tensors
         grad, geometry = _before_activation(grad, out, ctx.slope), ctx.geometry
+        need_x, need_weight, need_bias = _needed(ctx)
         grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[2]:
+        if need_bias:
             grad_bias = grad.sum((0, 2, 3))
         few = _is_few(weight, *geometry)
         if few:
             (grad, weight), geometry = _as_blocks(grad, weight, geometry[1]), (1, 0)
-        if ctx.needs_input_grad[0]:
+        if need_x:
             grad_x = _conv(grad, weight, None, *_settings(*geometry))
-        if ctx.needs_input_grad[1]:
+        if need_weight:
             grad_weight = _weight_gradient(grad, weight, x, *geometry)
             grad_weight = _unfold(grad_weight) if few else grad_weight
         return grad_x, grad_weight, grad_bias, None, None, None
@@ -130,6 +156,7 @@ def _before_activation(grad: Tensor, out: Tensor | None, slope: float) -> Tensor
     """The gradient in front of the leaky ReLU that gave out, from the one behind it."""
     if slope == 1:
         return grad
+    out = out.detach()  # of steps, whose own derivative is 0: not taken as maps of zeros
     eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
     if eager and slope == 0 and grad.dtype == torch.bfloat16:
         # A bfloat16 is positive where its bits are, read as an integer; the library's own operator
@@ -172,8 +199,19 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Te
 
 
 def _input_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, pad: int) -> Tensor:
-    """Gradient of a convolution's input."""
+    """Gradient of a convolution's input.
+
+    One that is differentiated itself is taken as a transposed convolution, whose gradients are fast
+    ones; torch's own take the second derivative's sums over the batch as a convolution of 32x32
+    kernels, five times as long.
+    """
     if stride != 1 or not _is_small(x, weight, stride, pad):
+        size = [
+            (n - 1) * stride + k - 2 * pad
+            for n, k in zip(grad.shape[2:], weight.shape[2:], strict=True)
+        ]
+        if torch.is_grad_enabled() and list(x.shape[2:]) == size:
+            return _ConvTranspose.apply(grad, weight, None, stride, pad, 1.0)
         wanted = [True, False, False]
         return _conv_backward(grad, x, weight, None, *_settings(stride, pad), wanted)[0]
     batch, channels, height, width = x.shape

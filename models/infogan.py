@@ -22,6 +22,7 @@ from models.checks import (
     PositiveFloat,
     PositiveFraction,
 )
+from models.fast import input_gradients_only
 from models.gan_networks import GAN_NETWORKS
 from models.schedules import log_linear, need_decay_steps, set_rates
 
@@ -274,7 +275,7 @@ class InfoGAN(nn.Module):
         self, real: Tensor, fake: Tensor, z: Tensor, penalise: bool = False
     ) -> dict[str, Tensor]:
         real = real.detach().requires_grad_(penalise)
-        if self.joint:
+        if self.joint and not penalise:  # the penalty wants a graph of the real images alone
             logits, q = self.discriminator(torch.cat([real, fake.float()]))
             (real_logits, fake_logits), q = logits.chunk(2), q[len(real) :]
         else:
@@ -406,7 +407,8 @@ class InfoGAN(nn.Module):
 
 def _squared_slope(logits: Tensor, x: Tensor) -> Tensor:
     """Mean over images x (B, C, H, W) of |d logits / d x|^2, differentiable itself."""
-    (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    with input_gradients_only():
+        (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return slope.square().sum((1, 2, 3)).mean()
 
 

@@ -124,6 +124,25 @@ def test_the_step_of_a_generator_takes_no_gradient_of_a_discriminators_weights()
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_the_penalty_of_d_costs_one_gradient_more_of_each_weight():
+    """And none by a convolution over the batch, whose kernels are as large as the maps."""
+    model = build_model((1, 64, 64), *MODELS["broadcast"], 100).to(
+        memory_format=torch.channels_last
+    )
+    x, z = (torch.rand(BATCH, 1, 64, 64) < 0.05).float(), model.sample(BATCH)
+    weights = {}
+    for penalise in (False, True):
+        with Recorder() as recorder:
+            model._step_d(x, x, z, penalise)
+        weights[penalise] = sum(args[-1][1] for args in recorder.of(aten.convolution_backward))
+        kernels = [args[1].shape[2] for args in recorder.of(aten.convolution)]
+        assert max(kernels, default=0) <= 4
+        batches = [len(args[0]) for args in recorder.of(FUSED[0])]
+        assert batches == ([BATCH] * 8 if penalise else [2 * BATCH] * 4)
+    # real and fake together; then both apart and the slope's own
+    assert weights == {False: 3, True: 3 * 3}
+
+
 def test_convolutions_to_small_maps_are_products():
     _, _, recorder = record("seed")
     for operator, weight in ((aten.convolution, 1), (aten.convolution_backward, 2)):
