@@ -149,7 +149,12 @@ def _activated(
             transpose = torch.ops.mkldnn._convolution_transpose_pointwise
             return transpose(x, weight, bias, [padding] * 2, [0, 0], *rest)
         return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, [padding] * 2, *rest)
-    return out if slope == 1 else F.leaky_relu_(out, slope)
+    return _leaky(out, slope)
+
+
+def _leaky(x: Tensor, slope: float) -> Tensor:
+    """Leaky ReLU in place (slope 1: nothing)."""
+    return x if slope == 1 else F.leaky_relu_(x, slope)
 
 
 def _before_activation(grad: Tensor, out: Tensor | None, slope: float) -> Tensor:
@@ -312,17 +317,19 @@ def _as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor
 class Conv2d(nn.Conv2d):
     """nn.Conv2d with the kernels above: the same parameters, names and initial values.
 
-    For square strides and paddings, without dilation and groups.
+    For square strides and paddings, without dilation and groups. The weight is read once a call:
+    each reading of one under spectral norm takes a step of its power iteration.
     """
 
     def forward(self, x: Tensor, slope: float = 1.0) -> Tensor:
         """(B, Cin, H, W) -> (B, Cout, H', W') and through a leaky ReLU of this slope (1: none)."""
-        stride, padding = self.stride[0], self.padding[0]
-        few = _is_few(self.weight, stride, padding) and x.shape[2] % 2 == x.shape[3] % 2 == 0
-        faster = few or slope != 1 or _is_small(x, self.weight, stride, padding)
-        if x.device.type != "cpu" or not faster:
-            return super().forward(x)
-        x, weight, bias = _as_autocast(x, self.weight, self.bias)
+        if x.device.type != "cpu":  # cuDNN picks its own kernels
+            return _leaky(super().forward(x), slope)
+        weight, stride, padding = self.weight, self.stride[0], self.padding[0]
+        few = _is_few(weight, stride, padding) and x.shape[2] % 2 == x.shape[3] % 2 == 0
+        if not few and slope == 1 and not _is_small(x, weight, stride, padding):
+            return self._conv_forward(x, weight, self.bias)
+        x, weight, bias = _as_autocast(x, weight, self.bias)
         if few:
             x, weight = _as_blocks(x, weight, padding)
             stride, padding = 1, 0
@@ -337,8 +344,8 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor, slope: float = 1.0) -> Tensor:
         """(B, Cin, H, W) -> (B, Cout, H', W') and through a leaky ReLU of this slope (1: none)."""
-        if x.device.type != "cpu":  # cuDNN picks its own kernels
-            return super().forward(x)
+        if x.device.type != "cpu":
+            return _leaky(super().forward(x), slope)
         x, weight, bias = _as_autocast(x, self.weight, self.bias)
         return _ConvTranspose.apply(x, weight, bias, self.stride[0], self.padding[0], slope)
 
@@ -347,8 +354,6 @@ class Sequential(nn.Sequential):
     """nn.Sequential that runs each layer above and the (leaky) ReLU behind it as one operator."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return super().forward(x)
         layers = iter(zip_longest(self, list(self)[1:]))
         for layer, after in layers:
             if isinstance(layer, Conv2d | ConvTranspose2d) and isinstance(after, ACTIVATIONS):

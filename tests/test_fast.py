@@ -1,9 +1,12 @@
 """The fast operators are the plain layers: same values, same gradients, same parameters."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from models import fast
 from models.fast import Conv2d, ConvTranspose2d, Sequential, bernoulli_nll
@@ -247,3 +250,28 @@ def test_under_autocast_the_layer_computes_in_bfloat16_close_to_the_plain_one():
     torch.testing.assert_close(
         y.float(), F.conv_transpose2d(x, layer.weight, layer.bias, 2, 1), rtol=0.02, atol=0.02
     )
+
+
+@pytest.mark.parametrize("settings", [(1, 4, 4, 2, 1), (5, 4, 4, 2, 1), (5, 4, 3, 1, 1), (5, 4, 4)])
+@pytest.mark.parametrize("slope", [1.0, 0.2])
+def test_a_call_reads_the_weight_once(settings, slope):
+    """Under spectral norm a reading is a step of the power iteration, of which torch takes one."""
+    plain, layer = nn.Conv2d(*settings), Conv2d(*settings)
+    layer.load_state_dict(plain.state_dict())
+    torch.manual_seed(0)
+    plain = spectral_norm(plain)
+    torch.manual_seed(0)
+    layer = spectral_norm(layer)
+    x = torch.randn(2, settings[0], 12, 12)
+    torch.testing.assert_close(layer(x, slope), F.leaky_relu(plain(x), slope))
+    u, expected = (module.parametrizations.weight[0]._u for module in (layer, plain))
+    torch.testing.assert_close(u, expected)
+
+
+@pytest.mark.parametrize("layer", [Conv2d(1, 4, 4, 2, 1), ConvTranspose2d(4, 1, 4, 2, 1)], ids=str)
+def test_on_another_device_the_activation_is_a_call_of_its_own(layer):
+    """The device "meta" stands for a GPU."""
+    x = torch.empty(2, layer.in_channels, 8, 8, device="meta")
+    layer = copy.deepcopy(layer).to("meta")
+    assert type(layer(x, 0.2).grad_fn).__name__ == "LeakyReluBackward1"
+    assert type(layer(x).grad_fn).__name__ == "ConvolutionBackward0"
