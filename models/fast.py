@@ -211,11 +211,10 @@ def _input_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, pad: i
     kernels, five times as long.
     """
     if stride != 1 or not _is_small(x, weight, stride, pad):
-        size = [
-            (n - 1) * stride + k - 2 * pad
-            for n, k in zip(grad.shape[2:], weight.shape[2:], strict=True)
-        ]
-        if torch.is_grad_enabled() and list(x.shape[2:]) == size:
+        covered = all(
+            (grad.shape[i] - 1) * stride + weight.shape[i] - 2 * pad == x.shape[i] for i in (2, 3)
+        )
+        if covered and torch.is_grad_enabled():
             return _ConvTranspose.apply(grad, weight, None, stride, pad, 1.0)
         wanted = [True, False, False]
         return _conv_backward(grad, x, weight, None, *_settings(stride, pad), wanted)[0]

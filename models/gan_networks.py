@@ -191,9 +191,10 @@ def broadcast_generator(inputs: int, channels: int) -> nn.Sequential:
 class GanNetwork(NamedTuple):
     """One architecture.
 
-    low: images are in [low, 1]. joint: D takes real and fake images in one forward, which is exact
-    only without batch norm. q_owner: the optimiser that trains Q's own layers, "g" or "d".
-    init_std: standard deviation of all initial weights, biases 0; None: each layer's own.
+    low: images are in [low, 1]. joint: D takes real and fake images in one forward (but in steps
+    with R1), which is exact only without batch norm. q_owner: the optimiser that trains Q's own
+    layers, "g" or "d". init_std: standard deviation of all initial weights, biases 0; None: each
+    layer's own.
     """
 
     generator: Callable[[int, int], nn.Module]  # (inputs, channels)
