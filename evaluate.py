@@ -27,7 +27,7 @@ from figures.charts import best_factors, matrix
 from figures.run import draw_run
 from metrics import JOINT, METRICS, PARTS, as_codes, as_logvar, as_samples, score_all, select, udr
 from metrics.samples import Samples
-from metrics.study import LOWER_IS_BETTER
+from metrics.study import directed
 from models import MODELS, build_model
 from models.fast import keep_freed_memory
 from models.objectives import OBJECTIVES
@@ -504,7 +504,7 @@ def _label(run: dict[str, Any]) -> str:
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Scores as text: a line a metric, a column a model, so that any number of metrics fits."""
     keys = list(dict.fromkeys(key for scores in rows.values() for key in scores))
-    labels = {key: key + " (lower is better)" * (key in LOWER_IS_BETTER) for key in keys}
+    labels = directed({key: key for key in keys})
     width, columns = max(map(len, labels.values())), {name: max(len(name), 8) for name in rows}
     lines = [" " * width + "".join(f"  {name:>{w}}" for name, w in columns.items())]
     for key in keys:

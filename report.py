@@ -37,7 +37,7 @@ from figures.html import Table, run_page, study_page
 from figures.latents import measure
 from figures.study import hyperparameters, rank_correlation, score_dots, training_curves
 from metrics import METRICS, select
-from metrics.study import LOWER_IS_BETTER, choices, families, significance, summarise
+from metrics.study import LOWER_IS_BETTER, choices, directed, families, significance, summarise
 from sweep import locate
 from training import load_checkpoint, provenance, read_record
 from training.checkpoint import write_atomically
@@ -321,7 +321,7 @@ def _choice_tables(frame: pd.DataFrame, names: list[str], labels: dict[str, str]
     names = [name for name in names if name in chosen]
     rows = [
         [label, *(cells.get((name, key), "-") for name in names)]
-        for key, label in labels.items()
+        for key, label in directed(labels).items()
         if key != "udr"
     ]
     note = "What the run scores that UDR chooses without labels; then the best run by the metric."
@@ -367,7 +367,8 @@ def draw(
     pictures = {}
     if labels:
         text = "Scores of every seed"
-        pictures[text] = score_dots(frame, labels, out / "scores.png", title=f"{title}: scores")
+        file, name = out / "scores.png", f"{title}: scores"
+        pictures[text] = score_dots(frame, directed(labels), file, title=name)
     if len(labels) > 1 and len(frame) > 2:
         file = out / "correlation.png"
         text = "Which metrics rank the runs alike"

@@ -19,6 +19,8 @@ from figures.charts import GREY, INK, LOG_FROM, OURS, SETTINGS, log_scale, save_
 WIDE = 4  # panels beside each other
 TERMS = ("recon", "kl", "d_loss", "g_loss", "mi")  # of a log, in nats
 LOG_X = 4  # values of a hyperparameter that span this factor stand on a log scale
+TITLE = 32  # letters on a line above a panel
+ROUNDING = 1e-9  # by so much a score in 0 ... 1 may miss its range
 DOT = {"linestyle": "", "marker": "o", "color": OURS, "alpha": 0.6, "markersize": 5}
 
 
@@ -45,13 +47,13 @@ def score_dots(
             ax.plot([median, median], [y - 0.36, y + 0.36], color=INK, linewidth=2)
             at = {"xy": (1.02, y), "xycoords": ax.get_yaxis_transform(), "annotation_clip": False}
             ax.annotate(f"{median:.3f}", **at, va="center", fontsize=9, color=INK)
-        if frame[column].dropna().between(0, 1).all():
+        if frame[column].dropna().between(-ROUNDING, 1 + ROUNDING).all():
             ax.set_xlim(-0.03, 1.03)
         ax.set_yticks(range(len(names)), names)
         ax.set_ylim(len(names) - 0.4, -0.6)
         ax.grid(axis="x", color="#e4e4e4")
         ax.set_axisbelow(True)
-        _style(ax, label)
+        _style(ax, textwrap.fill(label, TITLE))
     for ax in axes[len(labels) :]:
         ax.remove()
     return save_chart(figure, path)

@@ -17,6 +17,12 @@ SMALLEST_GROUP = 3  # runs: below it not even a perfect split of two groups says
 ALL_SPLITS = 20_000  # up to so many ways to split two groups every one is looked at
 
 
+def directed(labels: dict[str, str]) -> dict[str, str]:
+    """Labels of metrics (metric -> what it is called) that say where low is good."""
+    low = " (lower is better)"
+    return {key: label + low * (key in LOWER_IS_BETTER) for key, label in labels.items()}
+
+
 def summarise(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """Mean, standard deviation (std, ddof 1), median and count: a row for each (config, metric)."""
     long = frame.melt("config", columns, var_name="metric")

@@ -17,11 +17,12 @@ from scipy.stats import norm
 
 import config
 import evaluate
+import figures.study
 import publish
 import report
 import train
 from figures.html import LIMIT, VALUES, Table, run_page
-from metrics.study import choices, families, significance
+from metrics.study import choices, directed, families, significance
 from models import build_model
 from training import load_checkpoint, save_checkpoint
 
@@ -105,6 +106,19 @@ def written(runs, tmp_path_factory):
         paths.append(str(runs / "beta2/seed3"))
         assert report.main(["--checkpoint", *paths, "--out", str(out), *METRICS]) == 0
     return out, printed.getvalue()
+
+
+def test_panels_of_scores_span_their_range_and_say_where_low_is_good(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(figures.study, "save_chart", lambda figure, path: drawn.append(figure))
+    columns = {"mig": [-2e-16, 0.5], "mutual_info_score": [0.1, 2.0], "dci": [-0.2, 0.5]}
+    frame = pd.DataFrame({"config": ["a", "a"], "seed": [0, 1]} | columns)
+    labels = directed({"mig": "MIG", "mutual_info_score": "MI", "dci": "DCI"})
+    figures.study.score_dots(frame, labels, tmp_path / "scores.png", title="t")
+    panels = {ax.get_title(loc="left"): ax.get_xlim() for ax in drawn[0].axes}
+    assert list(panels) == ["MIG", "MI (lower is better)", "DCI"]
+    assert panels["MIG"] == (-0.03, 1.03)  # rounding apart in 0 ... 1
+    assert (-0.03, 1.03) not in (panels["MI (lower is better)"], panels["DCI"])
 
 
 def test_a_row_a_run(written):
