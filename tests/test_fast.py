@@ -268,6 +268,23 @@ def test_a_call_reads_the_weight_once(settings, slope):
     torch.testing.assert_close(u, expected)
 
 
+@pytest.mark.parametrize("side", [16, 17])  # one row of 17 is left over by a stride of 2
+@pytest.mark.parametrize("settings", [(1, 4, 4, 2, 1), (5, 4, 4, 2, 1), (5, 4, 3, 1, 1), (5, 4, 4)])
+def test_gradients_that_are_differentiated_are_those_of_the_plain_layer(settings, side):
+    """InfoGAN's r1: the slope in the input, and the gradient of its square in the weight."""
+    plain, layer = nn.Conv2d(*settings).double(), Conv2d(*settings).double()
+    layer.load_state_dict(plain.state_dict())
+    x = torch.randn(2, settings[0], side, side, dtype=torch.float64, requires_grad=True)
+    slopes = {}
+    for module in (plain, layer):
+        out = F.leaky_relu(plain(x), 0.2) if module is plain else layer(x, 0.2)
+        with fast.input_gradients_only():
+            (slopes[module],) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        slopes[module].square().sum().backward(inputs=[module.weight])
+    torch.testing.assert_close(slopes[layer], slopes[plain])
+    torch.testing.assert_close(layer.weight.grad, plain.weight.grad)
+
+
 @pytest.mark.parametrize("layer", [Conv2d(1, 4, 4, 2, 1), ConvTranspose2d(4, 1, 4, 2, 1)], ids=str)
 def test_on_another_device_the_activation_is_a_call_of_its_own(layer):
     """The device "meta" stands for a GPU."""
