@@ -279,7 +279,8 @@ class InfoGAN(nn.Module):
             logits, q = self.discriminator(torch.cat([real, fake.float()]))
             (real_logits, fake_logits), q = logits.chunk(2), q[len(real) :]
         else:
-            real_logits, _ = self._discriminate(real, real=True)
+            # A view: torch's counter of FLOPs, which hooks modules, takes no leaf in autograd.grad.
+            real_logits, _ = self._discriminate(real.view_as(real), real=True)
             fake_logits, q = self._discriminate(fake, real=False)
         target = torch.full_like(real_logits, 1 - self.label_smoothing)
         d_loss = F.binary_cross_entropy_with_logits(real_logits, target)

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from benchmarks.plain import plain_infogan, plain_vae
+from benchmarks.train_speed import CASES, as_trained, build, count_flops
 from data import ImageData, PackedImages
 from models import build_model
 from models.gan_networks import GAN_NETWORKS
@@ -141,6 +142,14 @@ def test_the_penalty_of_d_costs_one_gradient_more_of_each_weight():
         assert batches == ([BATCH] * 8 if penalise else [2 * BATCH] * 4)
     # real and fake together; then both apart and the slope's own
     assert weights == {False: 3, True: 3 * 3}
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.encode])
+def test_the_benchmark_counts_the_operations_of_a_step(name):
+    case = CASES[name]._replace(batch_size=4)
+    packed = torch.randint(0, 256, (case.batch_size, 512), dtype=torch.uint8)
+    data = ImageData("bits", PackedImages(packed), None, levels=1)
+    assert 1e6 < count_flops(as_trained(build(case)), data, case) < 1e10  # an image
 
 
 def test_convolutions_to_small_maps_are_products():
