@@ -25,7 +25,18 @@ import config
 from data import DATASETS, NPZ_ERRORS, ImageData, load_dataset
 from figures.charts import best_factors, matrix
 from figures.run import draw_run
-from metrics import JOINT, METRICS, PARTS, as_codes, as_logvar, as_samples, score_all, select, udr
+from metrics import (
+    JOINT,
+    METRICS,
+    PARTS,
+    as_codes,
+    as_logvar,
+    as_samples,
+    code_of,
+    score_all,
+    select,
+    udr,
+)
 from metrics.samples import Samples
 from metrics.study import directed
 from models import MODELS, build_model
@@ -50,7 +61,6 @@ DEFAULT_CONFIG = Path(__file__).resolve().parent / "config" / "metrics.yaml"
 STALE = {  # facts of an evaluation -> what its scores are of where one of them has changed
     "checkpoint_sha256": "other weights",
     "data_blake2b": "other data",
-    "metrics_sha256": "another version of the metrics",
 }
 EVALUATED = Path("runs") / "evaluated"  # pictures and scores of checkpoints without a folder
 ENCODE_BATCH = 1024
@@ -305,7 +315,8 @@ def score_run(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, dict[s
     draw(run.model, run.data, folder, scores, run.label)
     facts = {"checkpoint": str(run.path), "step": run.step, "images_seen": run.images_seen}
     facts |= {"precision": str(run.model.dtype).removeprefix("torch."), **question}
-    facts |= provenance() | {"hardware": hardware(next(run.model.parameters()).device)}
+    facts |= {"metrics_sha256": {key: code_of(key) for key in scores}} | provenance()
+    facts |= {"hardware": hardware(next(run.model.parameters()).device)}
     written = write_json(folder / "metrics.json", scores)
     write_json(folder / "evaluation.json", facts | {"scores_sha256": _sha256(written)})
     print(f"{run.label}: metrics.json and pictures are in {folder}")
@@ -315,26 +326,15 @@ def score_run(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, dict[s
 def asked(run: Run, score: dict[str, Any]) -> dict[str, Any]:
     """What scores answer, beside their metrics: the weights, the data, settings and draws.
 
-    Not the precision and processor of the encoder, which are noted beside them.
+    Not the code of each metric, the precision and the processor, which are noted beside them.
     """
-    facts = {"checkpoint_sha256": run.sha256, "metrics_sha256": code_of_metrics()}
-    facts |= {"data_blake2b": run.data.fingerprint}
+    facts = {"checkpoint_sha256": run.sha256, "data_blake2b": run.data.fingerprint}
     facts |= {key: score.get(key) for key in ("seed", "repeats", "settings", "min_kl")}
     return json.loads(json.dumps(facts))  # as it is read from a file: with lists for tuples
 
 
-def code_of_metrics() -> str:
-    """SHA-256 of the sources of the metrics: scores of others are not known ones.
-
-    Without those of the statistics over runs, which change no score.
-    """
-    sources = sorted((Path(__file__).resolve().parent / "metrics").glob("*.py"))
-    sources = [source for source in sources if source.name != "study.py"]
-    return _sha256(b"".join(source.read_bytes() for source in sources))
-
-
 def _kept(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
-    """All scores that `score_run` has left in a folder, {} if they are of another model or code.
+    """All scores that `score_run` has left in a folder but those of another model or code.
 
     Raises ValueError where they are of the same model by other settings: they would be lost.
     """
@@ -347,17 +347,23 @@ def _kept(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
     if facts.get("scores_sha256") != _sha256(text):  # not the scores that the facts are of
         return {}
     differ = [key for key, value in question.items() if facts.get(key) != value]
-    stale = [key for key in STALE if key in differ]
-    others = [key for key in differ if key not in STALE]
-    if others and stale in ([], ["metrics_sha256"]):
-        key = others[0]
+    stale = [f"of {what}" for key, what in STALE.items() if key in differ]
+    if differ and not stale:
+        key = differ[0]
         raise ValueError(
             f"{path} has scores with {key} {facts.get(key)}, these are with {question[key]}: ask "
             "with the same, have evaluate.py write to another folder (--out), or remove that file"
         )
-    if differ:
-        print(f"{path}: scores of {STALE[stale[0]]} are dropped: {', '.join(scores)}")
-    return {} if differ else scores
+    code = facts.get("metrics_sha256")
+    if not stale and isinstance(code, dict):
+        now = {key: code_of(key) for key in METRICS}
+        known = {key: entry for key, entry in scores.items() if code.get(key) == now.get(key, "")}
+    else:
+        known = {}
+    if dropped := [key for key in scores if key not in known]:
+        why = (stale or ["by another version of the metric"])[0]
+        print(f"{path}: scores {why} are dropped: {', '.join(dropped)}")
+    return known
 
 
 def _sha256(text: bytes) -> str:

@@ -20,9 +20,9 @@ from sklearn.decomposition import PCA, FastICA
 from tqdm import tqdm
 
 from data import ImageData, load_dataset
-from evaluate import DEFAULT_CONFIG, code_of_metrics, encode, metric_settings, write_json
+from evaluate import DEFAULT_CONFIG, encode, metric_settings, write_json
 from figures.charts import bars
-from metrics import METRICS, score_all
+from metrics import METRICS, code_of, score_all
 from models import build_model
 from training.checkpoint import write_atomically
 
@@ -198,7 +198,7 @@ def score_representations(load: Callable[[str], ImageData], kept: Path) -> Rows:
     Raises ValueError where it is something else.
     """
     settings = json.loads(json.dumps(metric_settings(DEFAULT_CONFIG, [])))
-    made_with = {"metrics": SCORED, "settings": settings, "metrics_sha256": code_of_metrics()}
+    made_with = {"metrics_sha256": {key: code_of(key) for key in SCORED}, "settings": settings}
     made_with |= {"fitted": FITTED, "components": COMPONENTS}
     scores = _read_kept(kept, made_with)
     wanted = {name: [PAPER_METRIC] if name == "raw pixels" else SCORED for name in REPRESENTATIONS}

@@ -36,8 +36,8 @@ from evaluate import (
 from figures.html import Table, run_page, study_page
 from figures.latents import measure
 from figures.study import hyperparameters, rank_correlation, score_dots, training_curves
-from metrics import METRICS, select
-from metrics.study import LOWER_IS_BETTER, choices, directed, families, significance, summarise
+from metrics import LOWER_IS_BETTER, METRICS, select
+from metrics.study import choices, directed, families, significance, summarise
 from sweep import locate
 from training import load_checkpoint, provenance, read_record
 from training.checkpoint import write_atomically

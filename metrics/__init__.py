@@ -5,13 +5,15 @@ metric with a setting `logvar` is given the posterior's log-variances (N, D), or
 """
 
 from metrics.prediction import dci, dci_fast
+from metrics.registry import JOINT, LOWER_IS_BETTER, METRICS, PARTS, code_of, select
 from metrics.result import Result
 from metrics.samples import Samples, as_codes, as_logvar, as_samples
-from metrics.score import JOINT, METRICS, PARTS, score_all, select
+from metrics.score import score_all
 from metrics.udr import udr
 
 __all__ = [
     "JOINT",
+    "LOWER_IS_BETTER",
     "METRICS",
     "PARTS",
     "Result",
@@ -19,6 +21,7 @@ __all__ = [
     "as_codes",
     "as_logvar",
     "as_samples",
+    "code_of",
     "dci",
     "dci_fast",
     "score_all",

@@ -142,8 +142,7 @@ def dci(
     importance = np.stack([fits[k][0] for k in range(len(seeds))], axis=1)
     accuracy = [fits[k][1] for k in range(len(seeds))]
     # + 1e-11 as in the reference: a code without importance counts as spread evenly
-    per_code = 1 - entropy(importance + 1e-11, base=importance.shape[1], axis=1)
-    per_factor = 1 - entropy(importance + 1e-11, base=importance.shape[0], axis=0)
+    per_code, per_factor = (_concentration(part + 1e-11) for part in (importance, importance.T))
     detail = {
         "protocol": f"Eastwood & Williams 2018, {trees}, settings of Locatello et al. 2019",
         "matrix": importance,
@@ -185,6 +184,11 @@ def dci_fast(
 def _importance(model, train, test, factor: int) -> tuple[np.ndarray, float]:
     model.fit(train[0], train[1][:, factor])
     return model.feature_importances_, model.score(test[0], test[1][:, factor])
+
+
+def _concentration(importance: np.ndarray) -> np.ndarray:
+    """1 - entropy of each row, by that of an even one; 0 for what rounding puts below it."""
+    return np.maximum(1 - entropy(importance, base=importance.shape[1], axis=1), 0)
 
 
 def _weighted(scores: np.ndarray, weights: np.ndarray) -> float:

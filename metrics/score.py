@@ -1,6 +1,5 @@
 """Several metrics at once, as one flat dict of plain values."""
 
-import difflib
 import inspect
 import json
 import time
@@ -10,71 +9,10 @@ from collections.abc import Callable
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from metrics.information import (
-    gaussian_total_correlation,
-    infoc,
-    infom,
-    mig,
-    mig_chen,
-    modularity,
-    mutual_info_score,
-)
-from metrics.interventions import beta_vae, beta_vae_paper, factor_vae, irs
-from metrics.prediction import dci, dci_fast, explicitness, infoe, sap, sap_continuous
-from metrics.result import Result
+from metrics.registry import JOINT, METRICS, PARTS, select
 from metrics.samples import as_samples
 
 NOT_FINITE = "a number of it is not finite"
-ASPECTS = ("disentanglement", "completeness", "informativeness")
-JOINT = {"dci": dci, "dci_fast": dci_fast}  # one computation, a score for each aspect
-PARTS = {f"{name}_{aspect}": (name, aspect) for name in JOINT for aspect in ASPECTS}
-
-
-def _aspect(name: str, aspect: str) -> Callable[..., Result]:
-    def metric(codes, factors, rng: np.random.Generator, **settings) -> Result:
-        return JOINT[name](codes, factors, rng, **settings)[aspect]
-
-    return metric
-
-
-METRICS: dict[str, Callable[..., Result]] = {
-    "beta_vae_paper": beta_vae_paper,
-    "beta_vae": beta_vae,
-    "factor_vae": factor_vae,
-    "mig": mig,
-    "mig_chen": mig_chen,
-    "sap": sap,
-    "sap_continuous": sap_continuous,
-    **{key: _aspect(*part) for key, part in PARTS.items()},
-    "modularity": modularity,
-    "explicitness": explicitness,
-    "irs": irs,
-    "infom": infom,
-    "infoc": infoc,
-    "infoe": infoe,
-    "gaussian_total_correlation": gaussian_total_correlation,
-    "mutual_info_score": mutual_info_score,
-}
-
-
-def select(names) -> list[str]:
-    """Keys of METRICS for names that may be keys, "dci", "dci_fast" or "all"; in METRICS' order.
-
-    Raises ValueError for an unknown name.
-    """
-    groups = {"all": list(METRICS)}
-    groups |= {name: [key for key in PARTS if PARTS[key][0] == name] for name in JOINT}
-    wanted = set()
-    for name in names:
-        if name not in METRICS and name not in groups:
-            close = difflib.get_close_matches(name, [*METRICS, *groups], n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise ValueError(
-                f"unknown metric {name!r}{hint} Allowed are all, dci, dci_fast, "
-                f"{', '.join(METRICS)}"
-            )
-        wanted.update(groups.get(name, [name]))
-    return [key for key in METRICS if key in wanted]
 
 
 def score_all(

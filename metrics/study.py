@@ -12,7 +12,8 @@ import pandas as pd
 from scikit_posthocs import posthoc_dunn
 from scipy.stats import PermutationMethod, mannwhitneyu
 
-LOWER_IS_BETTER = ("gaussian_total_correlation", "mutual_info_score")
+from metrics.registry import LOWER_IS_BETTER
+
 SMALLEST_GROUP = 3  # runs: below it not even a perfect split of two groups says anything
 ALL_SPLITS = 20_000  # up to so many ways to split two groups every one is looked at
 

@@ -26,9 +26,10 @@ def udr(
     columns and over its rows, half each; a run the median over the pairs from the others to it.
     runs: codes (N, D) of two runs or more on the same images. logvars: their log-variances
     (N, D); codes below .01 nats KL are left out (without logvars: codes with a standard
-    deviation below .05). correlation: "lasso" or "spearman". Range 0 ... 1. The score is the mean
-    over runs, `per_code` is empty and `settings["scores"]` has one score a run. Raises
-    ValueError for a single run and for a run without an active code.
+    deviation below .05). A run without an active code scores 0 and says nothing of the others (its
+    pairs are undefined in the reference). correlation: "lasso" or "spearman". Range 0 ... 1. The
+    score is the mean over runs, `per_code` is empty and `settings["scores"]` has one score a run.
+    Raises ValueError where fewer than two runs have an active code.
     """
     allowed = {"lasso": _lasso, "spearman": _spearman}
     need(correlation in allowed, f"correlation = {correlation!r}; allowed are {', '.join(allowed)}")
@@ -49,15 +50,13 @@ def udr(
             logvar = as_logvar(logvars[i], codes, f"logvar {i}")
             logvar = np.asarray(logvar[rows], dtype=np.float64)
             used = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).mean(axis=0) > MIN_KL
-        need(used.any(), f"run {i} has no active code")
         active.append(standardise(mean[:, used]))
-    pairs = np.zeros((len(runs), len(runs)))
-    for i, source in enumerate(active):
-        for j, target in enumerate(active):
-            if i != j:
-                pairs[i, j] = _one_to_one(allowed[correlation](source, target))
-    others = ~np.eye(len(runs), dtype=bool)
-    scores = [float(np.median(pairs[others[:, j], j])) for j in range(len(runs))]
+    alive = [i for i, codes in enumerate(active) if codes.shape[1]]
+    need(len(alive) > 1, f"fewer than two of {len(runs)} runs have an active code")
+    scores = [0.0] * len(runs)
+    for j in alive:
+        others = [allowed[correlation](active[i], active[j]) for i in alive if i != j]
+        scores[j] = float(np.median([_one_to_one(strength) for strength in others]))
     return Result(
         score=np.mean(scores),
         protocol=f"Duan et al. 2020, {correlation}",

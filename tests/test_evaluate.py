@@ -93,14 +93,21 @@ def test_scores_by_an_older_metric_are_dropped_aloud_and_by_other_settings_not_a
     arguments = ["--checkpoint", str(run), "--device", "cpu", *FEW]
     assert evaluate.main([*arguments, "--metrics", "mig,irs", "irs.num_bins=2"]) == 0
     facts = json.loads((run / "evaluation.json").read_text())
-    (run / "evaluation.json").write_text(json.dumps(facts | {"metrics_sha256": "0"}))
+    assert list(facts["metrics_sha256"]) == ["mig", "irs"]
+    facts["metrics_sha256"]["mig"] = "0"
+    (run / "evaluation.json").write_text(json.dumps(facts))
     before = (run / "metrics.json").read_bytes()
     assert evaluate.main([*arguments, "--metrics", "mig", "--seed", "7", "irs.num_bins=2"]) == 2
     assert (run / "metrics.json").read_bytes() == before
     capsys.readouterr()
     assert evaluate.main([*arguments, "--metrics", "mig", "irs.num_bins=2"]) == 0
-    said = "scores of another version of the metrics are dropped: mig, irs"
-    assert f"{run / 'metrics.json'}: {said}" in capsys.readouterr().out
+    said = "scores by another version of the metric are dropped: mig"
+    assert f"{run / 'metrics.json'}: {said}\n" in capsys.readouterr().out
+    assert list(json.loads((run / "metrics.json").read_text())) == ["mig", "irs"]
+    facts["metrics_sha256"] = "0"  # of all metrics together
+    (run / "evaluation.json").write_text(json.dumps(facts))
+    (run / "metrics.json").write_bytes(before)
+    assert evaluate.main([*arguments, "--metrics", "mig", "irs.num_bins=2"]) == 0
     assert list(json.loads((run / "metrics.json").read_text())) == ["mig"]
 
 

@@ -15,6 +15,8 @@ from sklearn.metrics import mutual_info_score as sklearn_mutual_info
 from data.grid import FactorGrid
 from metrics import METRICS, Result, as_samples, dci, score_all, select, udr
 from metrics.information import mutual_information
+from metrics.prediction import _concentration
+from metrics.registry import sources
 from metrics.samples import Samples, draw, partners, standardise, to_bins
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -387,6 +389,30 @@ def test_udr_takes_the_median_over_what_others_find():
     assert got == pytest.approx(np.median(to, axis=1), abs=1e-6)
 
 
+def test_a_collapsed_run_scores_0_and_takes_no_udr_from_the_others():
+    rng, odd = np.random.default_rng(0), TRUE[:, [1, 0, 2]]
+    alone = udr([TRUE, odd, TRUE], rng, num_samples=len(TRUE)).settings["scores"]
+    got = udr([TRUE, 0 * TRUE, odd, TRUE], rng, num_samples=len(TRUE)).settings["scores"]
+    assert got == pytest.approx([alone[0], 0, *alone[1:]], abs=1e-6)
+
+
+def test_codes_that_serve_all_factors_alike_have_no_dci_below_0():
+    even = [_concentration(np.full((1, n), 1 / n)).item() for n in range(2, 30)]
+    assert min(even) == 0  # 1 - the entropy of 5 is -2e-16
+    assert even == pytest.approx([0] * 28, abs=1e-9)
+    assert _concentration(np.eye(3)) == pytest.approx([1, 1, 1])
+
+
+def test_a_score_depends_on_the_files_of_its_metric_and_no_others():
+    def files(key):
+        return {file.name for file in sources(key)}
+
+    every = {"result.py", "samples.py", "score.py"}
+    assert files("mig") == every | {"information.py"}
+    assert files("sap") == files("dci_fast_completeness") == files("mig") | {"prediction.py"}
+    assert files("irs") == files("sap") | {"interventions.py"}
+
+
 def test_udr_leaves_out_codes_without_information():
     rng = np.random.default_rng(0)
     padded = np.c_[TRUE, 0.3 * NOISE[:, :1]]
@@ -397,7 +423,7 @@ def test_udr_leaves_out_codes_without_information():
     assert got.score == pytest.approx(0.9, abs=0.02)
     with pytest.raises(ValueError, match="two are needed, not 1"):
         udr([TRUE], rng)
-    with pytest.raises(ValueError, match="run 1 has no active code"):
+    with pytest.raises(ValueError, match="fewer than two of 2 runs have an active code"):
         udr([TRUE, 0 * TRUE], rng, num_samples=3000)
     with pytest.raises(ValueError, match=r"correlation = 'pearson'; allowed are lasso, spearman"):
         udr([TRUE, TRUE], rng, correlation="pearson")
