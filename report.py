@@ -172,7 +172,7 @@ def look_at(run: Run, out: Path | None, score: dict[str, Any]) -> Scored:
     sample = agreement_codes(run, score["seed"]) if scores and out else None
     file, log = folder / "run.json", folder / "log.csv"
     record = read_record(file) if file.exists() else {}
-    log = pd.read_csv(log) if log.exists() else None
+    log = read_log(log) if log.exists() else None
     row = {"config": run.values["name"], "seed": run.values["seed"]}
     row |= {key: scores.get(key, {}).get("score") for key in score["metrics"]}
     for term in ("recon", "kl"):
@@ -181,6 +181,20 @@ def look_at(run: Run, out: Path | None, score: dict[str, Any]) -> Scored:
     row["commit"] = (starts(record) or [{}])[-1].get("commit")
     page(run, folder, scores, record, row)
     return Scored(folder, run.values, row, log, record, sample)
+
+
+def read_log(path: Path) -> pd.DataFrame:
+    """The rows of a log.csv. Raises ValueError where it is none, or torn."""
+    try:
+        log = pd.read_csv(path)
+        numbers = log.select_dtypes("number")
+        if log.empty or "step" not in log or len(numbers.columns) < len(log.columns):
+            raise ValueError
+        if not path.read_bytes().endswith(b"\n"):
+            raise ValueError
+    except ValueError as error:  # pandas' own, too
+        raise ValueError(f"{path} is damaged: remove it, the report goes on without") from error
+    return log
 
 
 def starts(record: dict[str, Any]) -> list[dict[str, Any]]:

@@ -117,8 +117,7 @@ def study_of(path: str, overrides: list[str]) -> Study:
     values = read_yaml(path)
     keys = {"seed": values.get("seed", 0), "name": values.get("name")}
     grid = {}
-    for override in overrides:
-        key, text = split_override(override)
+    for key, text in _each_once(overrides).items():
         if key in keys:
             keys[key] = text
             continue
@@ -142,13 +141,15 @@ def members(study: Study) -> list[Member]:
         for name, overrides in _configurations(study, entry, f"runs.{number}"):
             if name in found:
                 other, config, _ = found[name]
+                if other == number:
+                    raise ConfigError(f"runs.{number}.grid: two choices are called {name!r}")
                 raise ConfigError(
                     f"runs.{number}: the name {name!r} is taken by runs.{other} ({config}); "
                     "give one of them another name (key 'name')"
                 )
             found[name] = number, entry.config, overrides
     return [
-        Member(config, (*overrides, f"name={_text(name)}", f"seed={seed}"), name, seed)
+        Member(config, (*overrides, f"name={_text('name', name)}", f"seed={seed}"), name, seed)
         for seed in study.seeds
         for name, (_, config, overrides) in found.items()
     ]
@@ -161,12 +162,11 @@ def choose(study: Study, choices: list[str]) -> list[Member]:
     """
     found = members(study)
     there = {key: {getattr(member, key): None for member in found} for key in ("name", "seed")}
-    for choice in choices:
-        key, text = split_override(choice)
+    for key, text in _each_once(choices).items():
         if key not in there:
             raise ConfigError(
-                f"'{choice}' goes with --config, or into the study's file; allowed with --study: "
-                "name=a,b and seed=0-2, which choose among its runs"
+                f"'{key}={text}' goes with --config, or into the study's file; allowed with "
+                "--study: name=a,b and seed=0-2, which choose among its runs"
             )
         try:
             asked = text.split(",") if key == "name" else parse_seeds(text)
@@ -188,6 +188,16 @@ def member_folder(member: Member, runs: Path) -> Path:
     return runs / member.name / f"seed{member.seed}"
 
 
+def _each_once(overrides: list[str]) -> dict[str, str]:
+    """Key -> text of `key=a,b`."""
+    found = {}
+    for key, text in map(split_override, overrides):
+        if key in found:
+            raise ConfigError(f"{key} is given twice; allowed: once with all values, {key}=a,b")
+        found[key] = text
+    return found
+
+
 def _configurations(study: Study, entry: Entry, where: str) -> list[tuple[str, tuple[str, ...]]]:
     for key in [*entry.overrides, *entry.grid]:
         if key in ("name", "seed"):
@@ -201,8 +211,10 @@ def _configurations(study: Study, entry: Entry, where: str) -> list[tuple[str, t
     found = []
     for values in itertools.product(*entry.grid.values()):
         choice = dict(zip(entry.grid, values, strict=True))
-        varied = [_suffix(key, choice[key]) for key in choice if len(entry.grid[key]) > 1]
-        texts = tuple(f"{key}={_text(value)}" for key, value in _then(common, choice).items())
+        with named(where):
+            changed = {key: _text(key, value) for key, value in _then(common, choice).items()}
+            varied = [_suffix(key, choice[key]) for key in choice if len(entry.grid[key]) > 1]
+        texts = tuple(f"{key}={text}" for key, text in changed.items())
         found.append(("".join([str(base), *varied]), texts))
     return found
 
@@ -213,11 +225,17 @@ def _then(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
 
 
 def _suffix(key: str, value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else _text(value)
+    text = _text(key, value)
+    if isinstance(value, float):
+        text = min(f"{value:g}", repr(value), key=lambda short: float(short) != value)
     return f"-{key.rpartition('.')[2]}" + re.sub(r"[^\w.-]+", "_", text.replace("+", "")).strip("_")
 
 
-def _text(value: Any) -> str:
+def _text(key: str, value: Any) -> str:
     # JSON is YAML, and keeps the types; plain words stay readable without its quotes
     plain = isinstance(value, str) and PLAIN.fullmatch(value) and parse_yaml(value) == value
-    return value if plain else json.dumps(value)
+    try:
+        return value if plain else json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:  # of a tag (!!), or within itself
+        allowed = "numbers, text, true, false, null, lists and mappings of them"
+        raise ConfigError(f"{key}: {value!r} is not allowed; allowed: {allowed}") from error

@@ -36,11 +36,12 @@ def choices(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 
     frame's `udr` chooses one run of each configuration: `seed` and its `score`; `best_seed` and
     `best` are of the run with the best score (the lowest for LOWER_IS_BETTER). A configuration
-    without `udr`, and a column without a score, have no row.
+    of fewer than SMALLEST_GROUP runs with `udr` (two are each other's only judge), and a column
+    without a score, have no row.
     """
     rows = []
     for name, runs in frame.groupby("config", sort=False):
-        if "udr" not in runs or runs["udr"].isna().all():
+        if "udr" not in runs or runs["udr"].count() < SMALLEST_GROUP:
             continue
         chosen = runs.loc[runs["udr"].idxmax()]
         for column in columns:

@@ -22,6 +22,7 @@ import publish
 import report
 import train
 from figures.html import LIMIT, VALUES, Table, run_page
+from metrics import code_of
 from metrics.study import choices, directed, families, significance
 from models import build_model
 from training import load_checkpoint, save_checkpoint
@@ -65,6 +66,7 @@ def make_run(runs, squares, name, seed, *, scores=None, step=4):
         text = evaluate.write_json(folder / "metrics.json", entries)
         run = next(evaluate.load_runs([folder], "cpu"))
         facts = evaluate.asked(run, asked()) | {"scores_sha256": hashlib.sha256(text).hexdigest()}
+        facts["metrics_sha256"] = {key: code_of(key) for key in scores}
         (folder / "evaluation.json").write_text(json.dumps(facts))
     return folder
 
@@ -154,11 +156,12 @@ def test_what_udr_chooses_stands_beside_the_best(written):
 
 
 def test_lower_is_better_for_the_metrics_that_say_so():
-    frame = pd.DataFrame({"config": "a", "seed": [0, 1], "udr": [0.1, 0.2]})
-    frame["mutual_info_score"], frame["mig"] = [0.3, 0.4], [0.3, 0.4]
+    frame = pd.DataFrame({"config": "a", "seed": [0, 1, 2], "udr": [0.1, 0.2, 0.1]})
+    frame["mutual_info_score"], frame["mig"] = [0.3, 0.4, 0.35], [0.3, 0.5, 0.4]
     found = choices(frame, ["mutual_info_score", "mig"])
     assert list(found["seed"]) == [1, 1]
     assert list(found["best_seed"]) == [0, 1]
+    assert choices(frame[:2], ["mig"]).empty  # two runs are each other's only judge
     assert choices(frame.drop(columns="udr"), ["mig"]).empty
 
 
@@ -356,6 +359,25 @@ def test_latents_that_do_not_fit_are_left_out(monkeypatch, tmp_path):
     assert 0 < len(shown) < 40
     assert shown == [f"z{39 - i}" for i in range(len(shown))]
     assert f"{40 - len(shown)} more, of the least, do not fit into this page." in text
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("log.csv", ""),
+        ("log.csv", "step,images,recon,kl\n"),
+        ("log.csv", "step,images,recon,kl\n2,16,90,1\n4,32,8"),
+        ("log.csv", "step,images,recon,kl\n2,16,x,1\n"),
+        ("run.json", "{}"),
+        ("run.json", '{"starts": [5]}'),
+        ("run.json", '{"starts": [{}]}'),
+    ],
+)
+def test_a_damaged_record_is_named(squares, tmp_path, capsys, file, text):
+    folder = make_run(tmp_path, squares, "beta2", 0, scores={"beta_vae_paper": 0.5, "mig": 0.1})
+    (folder / file).write_text(text)
+    assert report.main(["--checkpoint", str(folder), *METRICS]) == 2
+    assert f"report.py: {folder / file} is damaged" in capsys.readouterr().err
 
 
 def test_known_scores_are_those_of_the_same_question(runs, monkeypatch):

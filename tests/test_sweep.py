@@ -62,14 +62,15 @@ def test_seeds_are_a_number_a_range_or_a_list(tmp_path, text, seeds):
 def test_a_grid_is_every_combination_and_names_what_varies():
     study = study_of(
         "config/twoD.yaml",
-        ["objective.beta=1,4.0", "model.lr=1e-4,2e-05", "train.steps=9", "seed=0-1"],
+        ["objective.beta=1,4.0", "model.lr=1e-4,2.00000001e-05", "train.steps=9", "seed=0-1"],
     )
     found = members(study)
-    names = ["beta1-lr0.0001", "beta1-lr2e-05", "beta4-lr0.0001", "beta4-lr2e-05"]
+    ends = ["beta1-lr0.0001", "beta1-lr2.00000001e-05"]  # all digits that tell apart
+    names = [*ends, *(end.replace("beta1", "beta4") for end in ends)]
     assert [member.name for member in found] == [f"twoD-{name}" for name in names] * 2
     assert [member.seed for member in found] == [0] * 4 + [1] * 4
     values = train.resolve(found[-1].config, list(found[-1].overrides))
-    assert (values["objective"]["beta"], values["model"]["lr"]) == (4.0, 2e-5)
+    assert (values["objective"]["beta"], values["model"]["lr"]) == (4.0, 2.00000001e-5)
     assert (values["train"]["steps"], values["name"], values["seed"]) == (9, found[-1].name, 1)
 
 
@@ -129,7 +130,9 @@ def test_later_keys_win_and_the_whole_study_shares_train(study):
         (["name=a,b"], ["name", "'a,b'"]),
         (["x=]"], ["value of 'x'", "not YAML"]),
         (["seed"], ["'seed' is not of the form key=value"]),
-        (["model.lr=1.0000001,1.0000002"], ["'twoD-lr1' is taken"]),
+        (["model.lr=1,1.0"], ["runs.0.grid: two choices are called 'twoD-lr1'"]),
+        (["model.lr=1", "model.lr=2"], ["model.lr is given twice", "model.lr=a,b"]),
+        (["objective.beta=!!set {1}"], ["objective.beta: {1} is not allowed", "numbers, text"]),
         (["--jobs", "0"], ["--jobs", "0", "1 or more"]),
         (["train.device=tpu"], ["train.device", "'tpu'"]),
         (
@@ -208,13 +211,14 @@ def test_a_part_of_a_study_is_chosen_by_name_and_seed(study, choices, labels):
         ("seed=some", ["seed: 'some'", "0-2,7"]),
         ("seed=[3,5]", ["seed: '[3,5]'", "0-2,7"]),
         ("seed=", ["seed: ''", "0-2,7"]),
+        ("seed=3 seed=4", ["seed is given twice", "seed=a,b"]),
         ("train.steps=3", ["'train.steps=3' goes with --config", "name=a,b and seed=0-2"]),
     ],
 )
 def test_a_choice_that_a_study_does_not_offer_is_named(capsys, study, tmp_path, choice, parts):
     runs = tmp_path / "runs"
     path = study({"config": "config/twoD.yaml", "name": "one"}, seeds="3-5")
-    assert sweep.main(["--study", path, "--runs", str(runs), choice]) == 2
+    assert sweep.main(["--study", path, "--runs", str(runs), *choice.split()]) == 2
     message = capsys.readouterr().err
     for part in parts:
         assert part in message

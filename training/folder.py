@@ -102,8 +102,8 @@ def read_record(path: Path) -> dict[str, Any]:
     """What a run.json holds. Raises RunFolderError where that is none."""
     try:
         record = json.loads(path.read_text())
-        if not isinstance(record["starts"], list):
-            raise TypeError
+        for start in record["starts"]:
+            start["command"]
     except (ValueError, LookupError, TypeError) as error:
         raise RunFolderError(f"{path} is damaged: remove it, the run goes on without") from error
     return record
