@@ -237,6 +237,10 @@ def load_runs(paths: Iterable[Path], device: str) -> Iterator[Run]:
     """
     keep_freed_memory()
     device, loaded, seen, groups = choose_device(device), {}, {}, {}
+    paths = list(paths)
+    for number, path in enumerate(paths):
+        if path.resolve() in [other.resolve() for other in paths[:number]]:
+            raise ValueError(f"{path} is given twice")  # now, not after the others' scores
     for path in paths:
         state, digest = load_hashed(path)
         with config.named(path):

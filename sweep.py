@@ -192,7 +192,7 @@ def sweep(study: Study, chosen: list[Member], options: argparse.Namespace) -> in
         json.dumps(run.values["dataset"]): run.values["dataset"] for run in todo
     }.values():
         load_dataset(**dataset)  # rendered once, here; the runs map its cache
-    folder = options.runs / study.name / ".submitit" / time.strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
+    folder = options.runs / ".submitit" / time.strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
     folder.mkdir(parents=True)
     logging.getLogger("submitit").setLevel(logging.ERROR)  # its notes would tear the progress bar
     executor = submitit.AutoExecutor(folder, cluster=options.cluster)

@@ -65,7 +65,7 @@ def select(names) -> list[str]:
     groups = {"all": list(METRICS)}
     groups |= {name: [key for key in PARTS if PARTS[key][0] == name] for name in JOINT}
     wanted = set()
-    for name in names:
+    for name in map(str.strip, names):
         if name not in METRICS and name not in groups:
             close = difflib.get_close_matches(name, [*METRICS, *groups], n=1)
             hint = f"; did you mean {close[0]!r}?" if close else "."

@@ -696,6 +696,7 @@ def test_progress_names_each_metric():
 
 def test_choosing_metrics():
     assert select(["all"]) == list(METRICS)
+    assert select(["mig", " sap"]) == ["mig", "sap"]
     assert select(["irs", "dci", "mig"]) == [
         "mig",
         "dci_disentanglement",

@@ -361,6 +361,18 @@ def test_latents_that_do_not_fit_are_left_out(monkeypatch, tmp_path):
     assert f"{40 - len(shown)} more, of the least, do not fit into this page." in text
 
 
+def test_a_run_counts_once_and_a_name_is_of_one_configuration(squares, tmp_path):
+    runs = [make_run(tmp_path / part, squares, "beta2", 0) for part in ("a", "b")]
+    with pytest.raises(ValueError, match=f"{runs[1]} is the same run as {runs[0]}"):
+        list(evaluate.load_runs(runs, "cpu"))
+    other = make_run(tmp_path / "c", squares, "beta2", 1)
+    state = load_checkpoint(other)
+    state["config"]["objective"]["beta"] = 3.0
+    save_checkpoint(other / "checkpoint.pt", state)
+    with pytest.raises(ValueError, match="'beta2' differ in more than the seed"):
+        list(evaluate.load_runs([runs[0], other], "cpu"))
+
+
 @pytest.mark.parametrize(
     ("file", "text"),
     [
@@ -482,6 +494,7 @@ def test_a_published_checkpoint_is_reported_on_beside_its_study(runs, tmp_path, 
         (["--study", "none.yaml"], "none.yaml"),
         (["--checkpoint", "none"], "there is no checkpoint none"),
         (["--checkpoint", "none", "none"], "--out: a folder is needed"),
+        (["--checkpoint", "none", "tests/../none", "--out", "out"], "none is given twice"),
         (["--checkpoint", "none", "--metrics", "migg"], "did you mean 'mig'?"),
         (["--checkpoint", "none", "--seed", "-1"], "--seed: -1"),
         (["--checkpoint", "tests"], "there is no finished run"),

@@ -42,7 +42,7 @@ def test_two_runs_on_slurm_as_one_array(squares, tmp_path, capfd):
         assert load_checkpoint(folder)["step"] == 4
         starts = json.loads((folder / "run.json").read_text())["starts"]
         assert starts[0]["hardware"]["threads"] == 1
-    logs = (tmp_path / "runs/slurm/.submitit").glob("*/*_log.out")
+    logs = (tmp_path / "runs/.submitit").glob("*/*_log.out")
     jobs = {path.name.split("_")[0] for path in logs}
     assert len(jobs) == 1  # one array, two tasks
 
@@ -55,7 +55,7 @@ def test_a_run_that_slurm_warns_saves_and_is_requeued(squares, tmp_path, monkeyp
 
     def warn_once(run):  # as SLURM does before the time limit or a preemption
         if not warned and log.exists() and log.read_text().count("\n") > 5:
-            names = [path.name for path in (tmp_path / "runs/slurm/.submitit").glob("*/*_log.out")]
+            names = [path.name for path in (tmp_path / "runs/.submitit").glob("*/*_log.out")]
             array = min(names).split("_")[0]
             warned.append(array)
             subprocess.run(["scancel", "--signal=USR2", f"{array}_0"], check=True)
