@@ -281,7 +281,9 @@ def run_in(
             frames.add(settings["steps"])
         draw_run(model, path, data.reference_images(), random_images, title=title)
     images_seen = settings["steps"] * settings["batch_size"]
-    folder.describe(images_seen=images_seen, train_seconds=round(log.seconds(), 1))
+    seconds = log.seconds()
+    timed = {} if seconds is None else {"train_seconds": round(seconds, 1)}
+    folder.describe(images_seen=images_seen, **timed)
     draw_training(path, frames.all(), title=title)  # last: it marks completeness
     print(f"Done: {path}." + (f" {_next(path)}" if data.grid else ""))
     return 0

@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+LARGEST = 2**31  # what no count and no seed reaches
+
 
 class ConfigError(ValueError):
     """One sentence that names the key, the value and what is allowed."""
@@ -56,7 +58,27 @@ for _kind, (_pattern, _first) in _SCALARS.items():
         re.compile(f"^(?:{_pattern})$"),
         [*_first, *([""] if _kind == "null" else [])],
     )
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value, 10))
+
+
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    value = int(node.value, 10)
+    if abs(value) >= LARGEST:
+        raise ConfigError(f"{value} is not allowed; allowed: whole numbers below {LARGEST:,}")
+    return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that puts text into quotes which any of both YAML versions takes for a number."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, [])
+    + _Loader.yaml_implicit_resolvers.get(first, [])
+    for first in yaml.SafeDumper.yaml_implicit_resolvers | _Loader.yaml_implicit_resolvers
+}
 
 
 def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
@@ -144,7 +166,7 @@ def _explain(schema: type[BaseModel], values: dict[str, Any], error: dict[str, A
         node = node.get(part) if isinstance(node, dict) else None
     key = ".".join(path)
     kind, context = error["type"], error.get("ctx", {})
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "invalid_key"):
         section = values.get(path[0]) if len(path) > 1 else values
         known = _known_keys(schema, path[:-1], section)
         close = difflib.get_close_matches(path[-1], known, n=1)
@@ -223,4 +245,4 @@ def _line(indent: str, key: str, field: Any) -> str:
 
 def to_yaml(values: dict[str, Any]) -> str:
     """The text of config.yaml: keys in the schema's order."""
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

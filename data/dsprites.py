@@ -5,9 +5,9 @@ Rendered from their exact geometry, or read from the published file; either way 
 
 import hashlib
 import http.client
+import os
 import sys
 import zipfile
-import zlib
 from pathlib import Path
 from typing import BinaryIO, Literal
 from urllib.request import urlopen
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from data import cache
 from data.grid import FactorGrid
 from data.images import ImageData, PackedImages
+from data.npz import NPZ_ERRORS
 
 GRID = FactorGrid(("shape", "scale", "orientation", "posX", "posY"), (3, 6, 40, 32, 32))
 REFERENCES = {"square": 87040, "ellipse": 332800, "heart": 578560}  # of published traversals
@@ -54,7 +55,7 @@ def load_dsprites(
             raise ValueError(f"dataset.path is {path}, but source 'render' reads no file")
         packed, digest = rendered(cache_dir), RENDERED_CHECKSUM
     elif source == "official":
-        path = Path(path).expanduser() if path else cache_dir
+        path = Path(os.path.expanduser(path)) if path else cache_dir  # unknown ~user: as it is
         is_file = path.is_file() or path.suffix == ".npz"
         packed, digest = official(path if is_file else path / OFFICIAL_FILE, cache_dir), None
     else:
@@ -182,7 +183,7 @@ def pack_official(path: Path, grid: FactorGrid = GRID) -> np.ndarray:
             classes = arrays["latents_classes"]  # (N, 6), the first is the constant colour
         if not np.array_equal(classes[:, 1:], grid.factors(np.arange(len(grid)))):
             raise ValueError(f"latents_classes do not run through {grid.names} in row-major order")
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (KeyError, *NPZ_ERRORS) as error:
         raise ValueError(f"{path} is not a dSprites npz: {error}") from error
     return packed
 

@@ -5,6 +5,8 @@ from math import prod
 
 import numpy as np
 
+MAX_LENGTH = 2**63  # of what Python and NumPy count
+
 
 @dataclass(frozen=True)
 class FactorGrid:
@@ -19,8 +21,8 @@ class FactorGrid:
     def __post_init__(self) -> None:
         if not 0 < len(set(self.names)) == len(self.names) == len(self.sizes):
             raise ValueError(f"factors need different names and a size each, got {self}")
-        if min(self.sizes) < 1:
-            raise ValueError(f"factor sizes must be 1 or more, got {self.sizes}")
+        if min(self.sizes) < 1 or prod(self.sizes) >= MAX_LENGTH:
+            raise ValueError(f"factor sizes must be 1 or more and not too large, got {self.sizes}")
 
     def __len__(self) -> int:
         """Number of combinations."""

@@ -1,6 +1,7 @@
 """A user's own pictures in one npz file."""
 
 import lzma
+import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -27,7 +28,7 @@ def load_npz(cache_dir: Path, *, path: str) -> ImageData:
     and optionally `sizes` (K,) and `names` (K,) of the factors whose full grid the images show in
     row-major order. Raises FileNotFoundError without the file, ValueError for any other content.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # an unknown ~user stays as it is
     if not path.is_file():
         raise FileNotFoundError(f"dataset.path is {path}: the data set 'npz' needs a file there")
     try:

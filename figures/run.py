@@ -112,7 +112,8 @@ def draw_run(
 
 
 def draw_training(folder: Path, frames: list[tuple[int, np.ndarray]], *, title: str) -> None:
-    """Write curves.png from log.csv, and training.gif from frames, into a run folder."""
+    """Write curves.png from log.csv (where it is), and training.gif from frames, into a folder."""
     folder = Path(folder)
-    loss_curves(folder / "log.csv", folder / "curves.png", title=title)
+    if (folder / "log.csv").exists():
+        loss_curves(folder / "log.csv", folder / "curves.png", title=title)
     training_gif(frames, folder / "training.gif", title=title)

@@ -49,9 +49,16 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path, text, number):
     assert config.apply_overrides({}, [f"a={text}"]) == {"a": number}
 
 
+@pytest.mark.parametrize("text", ["09", "1e3", "1.5e3", "yes", "1:30", "null", "", "a"])
+def test_text_that_looks_like_a_number_is_read_back_as_text(text):
+    assert config.parse_yaml(config.to_yaml({"name": text})) == {"name": text}
+
+
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
+        ("model.latent_dim=3000000000", ["model.latent_dim", "3000000000", "below 2,147,483,648"]),
+        ("model={name: vae, 1: 2}", ["unknown key 'model.1'", "latent_dim"]),
         ("objective.betta=8", ["unknown key 'objective.betta'; did you mean 'beta'?"]),
         ("objectiv.beta=8", ["unknown key 'objectiv'; did you mean 'objective'?"]),
         ("model.latent_dims=8", ["unknown key 'model.latent_dims'", "'latent_dim'"]),

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import re
 import resource
 import shutil
 import subprocess
@@ -674,6 +675,7 @@ IMAGES = np.full((6, 8, 8), 200, np.uint8)
         ({"images": IMAGES // 200}, "scale them to 0 ... 255"),
         ({"images": IMAGES, "sizes": [2, 2]}, r"factor sizes \(2, 2\) do not make 6 images"),
         ({"images": IMAGES, "sizes": [2.0, 3.0]}, "row of integers"),
+        ({"images": IMAGES, "sizes": np.array([2**63, 2], np.uint64)}, "not too large"),
         ({"images": IMAGES, "sizes": [2, 3], "names": ["a"]}, "a size each"),
         ({"images": IMAGES, "names": ["a"]}, "row of integers"),
         ({"images": IMAGES, "sizes": [6], "names": "a"}, r"names has shape \(\)"),
@@ -696,15 +698,18 @@ def test_npz_refuses_what_is_no_array(tmp_path):
         load_dataset("npz", path=tmp_path / "own.npz")
 
 
-def test_npz_refuses_what_is_encrypted(tmp_path):
+def test_archives_that_are_encrypted_are_refused(tmp_path):
     path = tmp_path / "own.npz"
-    np.savez(path, images=IMAGES)
+    np.savez(path, images=IMAGES, imgs=IMAGES)
     content = bytearray(path.read_bytes())
-    content[6] |= 1  # the flags of the member, here and in the directory
-    content[content.index(b"PK\x01\x02") + 8] |= 1
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # members, and the directory
+        for found in re.finditer(mark, bytes(content)):
+            content[found.start() + flags] |= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"dataset.path: .*own.npz cannot be used"):
         load_dataset("npz", path=path)
+    with pytest.raises(ValueError, match=r"own.npz is not a dSprites npz: .*encrypted"):
+        dsprites.pack_official(path, GRID)
 
 
 def test_npz_refuses_another_kind_of_file(tmp_path):
@@ -721,6 +726,7 @@ def test_npz_refuses_another_kind_of_file(tmp_path):
         ({"name": "dsprites", "source": "web"}, ValueError, "allowed are 'render' and 'official'"),
         ({"name": "dsprites", "path": "x.npz"}, ValueError, "'render' reads no file"),
         ({"name": "npz", "path": "/none.npz"}, FileNotFoundError, "dataset.path is /none.npz"),
+        ({"name": "npz", "path": "~nobody1/x"}, FileNotFoundError, "dataset.path is ~nobody1/x"),
     ],
 )
 def test_choices_that_do_not_exist(arguments, error, reason):
@@ -729,4 +735,5 @@ def test_choices_that_do_not_exist(arguments, error, reason):
 
 
 def test_every_data_set_has_a_test():
-    assert set(DATASETS) == {"dsprites", "npz"}
+    missing = set(DATASETS) - {"dsprites", "npz"}
+    assert not missing, f"write a test of {missing} and name it here"

@@ -107,6 +107,8 @@ def test_a_batch_that_does_not_divide_is_refused(command):
     code, _, error = torchrun("train.py", *command("config/twoD.yaml", "train.batch_size=7"))
     assert code != 0
     assert "train.batch_size: 7 is not divisible by 2 processes" in error
+    with pytest.raises(ValueError, match=r"train.batch_size: 2 .* 2 images a process or more"):
+        Batches(10, 2, 0, 0, 2)
 
 
 def test_an_interruption_saves_on_two_processes(command, tmp_path):

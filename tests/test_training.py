@@ -451,6 +451,24 @@ def test_frames_that_were_lost_are_no_end(command, tmp_path):
         assert (run / "training.gif").exists()
 
 
+def test_a_log_that_was_lost_is_no_end(command, tmp_path):
+    assert train.main(command("config/twoD.yaml")) == 0
+    run = tmp_path / "runs/small/seed0"
+    for file in ("log.csv", "training.gif"):
+        (run / file).unlink()
+    assert train.main(command("config/twoD.yaml")) == 0
+    assert (run / "training.gif").exists()
+
+
+@pytest.mark.parametrize("file", ["log.csv", "speed.csv"])
+def test_a_damaged_log_is_named(command, tmp_path, capsys, file):
+    assert train.main(command("config/twoD.yaml")) == 0
+    path = tmp_path / "runs/small/seed0" / file
+    path.write_text(path.read_text() + "xx\n")
+    assert train.main([*command("config/twoD.yaml"), "train.steps=9"]) == 2
+    assert f"{path} is damaged" in capsys.readouterr().err
+
+
 def test_a_torn_frame_is_left_out(command, tmp_path):
     small = command("config/twoD_vae.yaml", "train.draw_every=2")
     assert train.main(small) == 0

@@ -5,6 +5,8 @@ Times go to speed.csv, so that log.csv of the same run is the same file whenever
 
 import csv
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from training.checkpoint import write_atomically
@@ -40,9 +42,14 @@ class Log:
                 self._board.add_scalar(name, value, step)
             self._board.add_scalar("images_per_s", images_per_s, step)
 
-    def seconds(self) -> float:
-        """Time that the run has taken so far, over all interruptions, from speed.csv."""
+    def seconds(self) -> float | None:
+        """Time that the run has taken so far, over all interruptions, from speed.csv.
+
+        None where a file of the log is lost.
+        """
         rows = speeds(self.folder)
+        if not rows or not (self.folder / "log.csv").exists():
+            return None
         with open(self.folder / "log.csv", newline="") as file:
             first = next(csv.DictReader(file))
         batch_size, seconds, last = int(first["images"]) // int(first["step"]), 0.0, 0
@@ -70,7 +77,18 @@ def speeds(folder: Path) -> list[tuple[int, float]]:
     path = Path(folder) / "speed.csv"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     rows = [line.split(",") for line in lines[1:] if line.endswith("\n")]  # the last may be torn
-    return [(int(step), float(speed)) for step, speed in rows]
+    with _readable(path):
+        return [(int(step), float(speed)) for step, speed in rows]
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """A context whose ValueError says that a file of the log is damaged."""
+    try:
+        yield
+    except ValueError as error:
+        remedy = "remove it, the run goes on without"
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
 
 
 def append_row(path: Path, row: dict[str, object]) -> None:
@@ -93,7 +111,8 @@ def _keep_rows(path: Path, step: int, every: int, last: int) -> None:
     if not header.endswith("\n"):  # torn before the first row
         path.unlink()
         return
-    steps = [int(row.split(",", 1)[0]) if row.endswith("\n") else step + 1 for row in rows]
+    with _readable(path):
+        steps = [int(row.split(",", 1)[0]) if row.endswith("\n") else step + 1 for row in rows]
     regular = [s <= step and (s % every == 0 or s == last) for s in steps]
     kept = [row for row, keep in zip(rows, regular, strict=True) if keep]
     if not kept:  # whatever comes next may have other columns
