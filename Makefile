@@ -35,7 +35,7 @@ results: .venv/ready          ## what res/2dshapes holds: train all seeds, publi
 	$(MAKE) figure6
 
 figure6: .venv/ready          ## the paper's Figure 6: baselines beside the models of metrics.json
-	$(RUN) figure6.py --scores $(wildcard res/2dshapes/metrics_*.json) res/2dshapes/metrics.json
+	$(RUN) figure6.py
 
 study: .venv/ready            ## every objective, five seeds: days on two cores; again: goes on
 	$(RUN) sweep.py --study config/studies/twoD.yaml

@@ -1,9 +1,10 @@
-"""Figure 6 of the beta-VAE paper, whole: python figure6.py --scores res/2dshapes/metrics.json
+"""Figure 6 of the beta-VAE paper, whole: python figure6.py [--scores FILE ...]
 
 Scores what needs no training (the true factors, raw pixels, PCA, ICA, an untrained VAE) with the
-metrics of evaluate.py, puts trained models (the JSON of `evaluate.py --checkpoint ... --json`)
-beside them and writes figure6.json, figure6.png and figure6.md, tables of all metrics. What is
-scored stays in figure6_untrained.json: the same command goes on from there.
+metrics of evaluate.py, puts trained models beside them (the JSON of `evaluate.py --checkpoint ...
+--json`; by default all metrics*.json in res/2dshapes) and writes figure6.json, figure6.png and
+figure6.md, tables of all metrics. What is scored stays in figure6_untrained.json: the same command
+goes on from there.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from metrics import METRICS, code_of, score_all
 from models import build_model
 from training.checkpoint import write_atomically
 
+PUBLISHED = Path("res/2dshapes")
 COMPONENTS = 10  # of PCA and ICA, as in the paper
 FITTED = 20_000  # random images that PCA and ICA are fitted to
 SEEDS = 3
@@ -68,11 +70,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--scores",
         nargs="+",
         type=Path,
-        default=[Path("res/2dshapes/metrics.json")],
+        default=[*sorted(PUBLISHED.glob("metrics_*.json")), PUBLISHED / "metrics.json"],
         help="what evaluate.py --checkpoint ... --json wrote for several runs; of a score that is "
         "in two files the first counts",
     )
-    parser.add_argument("--out", type=Path, default=Path("res/2dshapes"))
+    parser.add_argument("--out", type=Path, default=PUBLISHED, help=f"default: {PUBLISHED}")
     options = parser.parse_args(arguments)
     try:
         summary: Rows = {}
@@ -99,6 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def read_summary(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Configuration -> metric -> mean, spread, n, protocol. Raises ValueError for another JSON."""
+    if not path.is_file():
+        raise ValueError(f"--scores: there is no file {path}")
     try:
         report = json.loads(path.read_text())
         summary = report["summary"]
@@ -284,7 +288,7 @@ def draw(rows: Rows, path: Path) -> None:
         path,
         labels=list(rows),
         values=[100 * score["mean"] for score in ours],
-        errors=[100 * (score["spread"] or 0) for score in ours],
+        errors=[np.nan if s["spread"] is None else 100 * s["spread"] for s in ours],
         reference=[mean for mean, _ in paper],
         reference_errors=[spread for _, spread in paper],
         title="Disentanglement metric of the beta-VAE paper on 2D shapes (its Figure 6)",

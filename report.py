@@ -255,7 +255,8 @@ def report(runs: list[Scored], out: Path, title: str, score: dict[str, Any]) -> 
     every = Table(
         "Every run",
         "The first column leads to a run's own page, with a slider a latent, where report.py has "
-        "run: it is in the folder of the run and not kept by git. All metrics are in results.csv.",
+        "run: it is in the folder of the run and not kept by git. All metrics are in results.csv. "
+        "A commit with + had uncommitted changes.",
         ["configuration", "seed", *main_labels.values(), *FACTS.values()],
         [[_cell(row[key], key) for key in order] for _, row in frame.iterrows()],
         [quote(Path(os.path.relpath(run.folder / "report.html", out)).as_posix()) for run in runs],

@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--boosted", action="store_true", help="DCI with gradient boosting too")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each, median shown")
     args = parser.parse_args()
+    if args.seeds < 1:
+        parser.error(f"--seeds: {args.seeds} is not allowed; allowed: 1 or more")
     codes, logvar = make_codes()
     reference = load_reference() or {}
     names = [key for key in METRICS if "dci_" not in key] + ["dci_fast"]

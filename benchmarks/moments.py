@@ -39,6 +39,8 @@ def main() -> int:
     if options.images < 10_000:
         parser.error(f"--images: {options.images} is not allowed; allowed: 10000 or more")
     data = load_dataset("dsprites")
+    if options.images > len(data):
+        parser.error(f"--images: {options.images} is not allowed; allowed: up to {len(data)}")
     index = data.random_index(options.images, seed=1)
     factors = data.grid.factors(index.numpy())
     measured = torch.cat([moments(data.batch(part)) for part in index.split(1000)]).numpy()

@@ -2,6 +2,8 @@
 
     pip install --no-deps disentanglement-lib==1.5
 
+A module, no script: benchmarks/metrics.py times it, tests compare with it.
+
 Its metric modules need NumPy and scikit-learn once the deep-learning and configuration modules
 that they name are replaced by stand-ins; nothing else of it is imported.
 """

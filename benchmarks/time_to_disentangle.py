@@ -64,6 +64,13 @@ def main(arguments: list[str] | None = None) -> int:
     except PydanticCustomError as allowed:
         parser.error(f"--seeds: {options.seeds} is not allowed; allowed: {allowed}")
     marks = options.factor_vae, options.mig
+    for key, mark in (("factor-vae", marks[0]), ("mig", marks[1])):
+        if not 0 <= mark <= 1:
+            parser.error(f"--{key}: {mark:g} is not allowed; allowed: 0 to 1")
+    if any(override.startswith("seed=") for override in options.overrides):
+        parser.error("seed: not allowed here; give the seeds by --seeds")
+    if options.csv and not options.csv.parent.is_dir():
+        parser.error(f"--csv: there is no folder {options.csv.parent}")
     try:
         all_values = [
             train.resolve(options.config, [*options.overrides, f"seed={s}"]) for s in seeds

@@ -76,6 +76,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     parser.add_argument("--one", nargs=2, metavar=("CASE", "KIND"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not 0 < options.seconds < 3600:
+        parser.error(f"--seconds: {options.seconds:g} is not allowed; allowed: above 0, below 3600")
     if options.one:
         print(json.dumps(measure(*options.one, options.seconds)))
         return 0

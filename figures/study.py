@@ -18,6 +18,7 @@ from figures.charts import GREY, INK, LOG_FROM, OURS, SETTINGS, log_scale, save_
 
 WIDE = 4  # panels beside each other
 TERMS = ("recon", "kl", "d_loss", "g_loss", "mi")  # of a log, in nats
+JOINED = 3  # seeds or more: their median stands for a configuration
 LOG_X = 4  # values of a hyperparameter that span this factor stand on a log scale
 TITLE = 32  # letters on a line above a panel
 ROUNDING = 1e-9  # by so much a score in 0 ... 1 may miss its range
@@ -35,6 +36,7 @@ def score_dots(
     figure = Figure(figsize=size, **SETTINGS)
     _title(figure, title, "a dot is a seed; bar and number: the median of a configuration")
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
+    figure.get_layout_engine().set(wspace=0.06)  # a median stands nearer to its own panel
     for ax, (column, label) in zip(axes, labels.items(), strict=False):
         for y, name in enumerate(names):
             values = frame.loc[frame["config"] == name, column].dropna().to_numpy()
@@ -48,7 +50,9 @@ def score_dots(
             at = {"xy": (1.02, y), "xycoords": ax.get_yaxis_transform(), "annotation_clip": False}
             ax.annotate(f"{median:.3f}", **at, va="center", fontsize=9, color=INK)
         if frame[column].dropna().between(-ROUNDING, 1 + ROUNDING).all():
-            ax.set_xlim(-0.03, 1.03)
+            largest = frame[column].max() - ROUNDING
+            right = next(edge for edge in (0.25, 0.5, 1) if largest <= edge)
+            ax.set_xlim(-0.03 * right, 1.03 * right)
         ax.set_yticks(range(len(names)), names)
         ax.set_ylim(len(names) - 0.4, -0.6)
         ax.grid(axis="x", color="#e4e4e4")
@@ -101,14 +105,16 @@ def hyperparameters(
     """
     rows = [(key, group) for key, groups in families.items() for group in groups]
     figure = Figure(figsize=(0.6 + 2.5 * len(labels), 0.8 + 2.5 * len(rows)), **SETTINGS)
-    _title(figure, title, "a dot is a seed; the line joins the medians")
+    note = f"a dot is a seed; the line joins the medians of {JOINED} seeds or more"
+    _title(figure, title, note)
     axes = figure.subplots(len(rows), len(labels), squeeze=False)
     for row, (key, group) in zip(axes, rows, strict=True):
         runs = frame[frame["config"].isin(group)]
         x = runs["config"].map(group).astype(float)
         for ax, (column, label) in zip(row, labels.items(), strict=True):
             ax.plot(x, runs[column], **DOT)
-            medians = runs[column].groupby(x).median()
+            found = runs[column].groupby(x).agg(["median", "count"])
+            medians = found["median"][found["count"] >= JOINED]
             ax.plot(medians.index, medians, color=INK, marker="_", linewidth=1.2)
             if min(group.values()) > 0 and max(group.values()) >= LOG_X * min(group.values()):
                 ax.set_xscale("log")

@@ -1,9 +1,18 @@
-"""The documents: what they link to and show is there."""
+"""The documents: what they link to and show is there, and their examples run."""
 
+import itertools
 import re
+import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+import metrics.prediction
+import models.objectives
+from metrics.samples import as_samples
+from models.vae import VAE
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -51,3 +60,27 @@ def test_a_broken_link_is_found(tmp_path):
         "![d](gone.png) [e](there.md#2-no-heading) [f](#none)\n"
     )
     assert broken_links(document) == ["gone.png", "there.md#2-no-heading", "#none"]
+
+
+def example(name: str, **names):
+    """The function of this name in README.md, with the names of the modules that it goes into."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"    def {name}("))
+    code = [lines[start], *itertools.takewhile(str.strip, lines[start + 1 :])]
+    exec(textwrap.dedent("\n".join(code)), names)
+    return names[name]
+
+
+def test_the_objective_in_the_readme_trains():
+    objective = example("my_vae", **vars(models.objectives))
+    model = VAE((1, 64, 64), objective, latent_dim=2)
+    terms = model.train_step(torch.rand(2, 1, 64, 64), 0)
+    assert terms["loss"] == pytest.approx(float(terms["recon"] + 10 * terms["kl"] ** 2))
+
+
+def test_the_metric_in_the_readme_scores():
+    metric = example("my_metric", **vars(metrics.prediction))
+    factors = np.random.default_rng(0).integers(4, size=(200, 2))
+    rng = np.random.default_rng(1)
+    assert metric(factors.astype(float), factors, rng, num_samples=150).score == pytest.approx(1)
+    assert metric(as_samples(-factors, factors), None, rng, num_samples=150).score > 0.99

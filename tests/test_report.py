@@ -113,13 +113,19 @@ def written(runs, tmp_path_factory):
 def test_panels_of_scores_span_their_range_and_say_where_low_is_good(monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr(figures.study, "save_chart", lambda figure, path: drawn.append(figure))
-    columns = {"mig": [-2e-16, 0.5], "mutual_info_score": [0.1, 2.0], "dci": [-0.2, 0.5]}
+    columns = {
+        "mig": [-2e-16, 0.6],
+        "sap": [0.01, 0.2],
+        "mutual_info_score": [0.1, 2.0],
+        "dci": [-0.2, 0.5],
+    }
     frame = pd.DataFrame({"config": ["a", "a"], "seed": [0, 1]} | columns)
-    labels = directed({"mig": "MIG", "mutual_info_score": "MI", "dci": "DCI"})
+    labels = directed({"mig": "MIG", "sap": "SAP", "mutual_info_score": "MI", "dci": "DCI"})
     figures.study.score_dots(frame, labels, tmp_path / "scores.png", title="t")
     panels = {ax.get_title(loc="left"): ax.get_xlim() for ax in drawn[0].axes}
-    assert list(panels) == ["MIG", "MI (lower is better)", "DCI"]
+    assert list(panels) == ["MIG", "SAP", "MI (lower is better)", "DCI"]
     assert panels["MIG"] == (-0.03, 1.03)  # rounding apart in 0 ... 1
+    assert panels["SAP"] == pytest.approx((-0.0075, 0.2575))  # a quarter of it: to tell seeds apart
     assert (-0.03, 1.03) not in (panels["MI (lower is better)"], panels["DCI"])
 
 
