@@ -51,7 +51,7 @@ from training import (
     provenance,
     restore,
 )
-from training.checkpoint import write_atomically
+from training.checkpoint import checkpoint_file, write_atomically
 
 Codes = tuple[np.ndarray, np.ndarray | None]  # (n, D) and their log-variances, of a posterior
 
@@ -237,10 +237,11 @@ def load_runs(paths: Iterable[Path], device: str) -> Iterator[Run]:
     """
     keep_freed_memory()
     device, loaded, seen, groups = choose_device(device), {}, {}, {}
-    paths = list(paths)
-    for number, path in enumerate(paths):
-        if path.resolve() in [other.resolve() for other in paths[:number]]:
-            raise ValueError(f"{path} is given twice")  # now, not after the others' scores
+    given: set[Path] = set()
+    for path in (paths := list(paths)):  # now, not after the others' scores
+        if (file := checkpoint_file(path).resolve()) in given:
+            raise ValueError(f"{path} is given twice")
+        given.add(file)
     for path in paths:
         state, digest = load_hashed(path)
         with config.named(path):

@@ -71,6 +71,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("seed: not allowed here; give the seeds by --seeds")
     if options.csv and not options.csv.parent.is_dir():
         parser.error(f"--csv: there is no folder {options.csv.parent}")
+    if options.csv and options.csv.exists():
+        columns = options.csv.read_text().partition("\n")[0]
+        if columns != ",".join(Row._fields):
+            parser.error(f"--csv: {options.csv} has other columns: {columns[:60]}")
     try:
         all_values = [
             train.resolve(options.config, [*options.overrides, f"seed={s}"]) for s in seeds

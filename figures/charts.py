@@ -58,7 +58,7 @@ def loss_curves(log_csv: str | PathLike, path: str | PathLike, *, title: str) ->
         raise ValueError(f"{log_csv}: no numbers to draw; a step and a term are needed")
     steps = log["step"]
     window = 2 * (len(steps) // 60) + 1
-    note = f"bold: running mean of {window} logged rows; faint: as logged"
+    note = f"bold and numbers: running mean of {window} logged rows; faint: as logged"
     if "images" in log and steps[-1] > 0:
         images = log["images"][-1]
         note += f"; {images / steps[-1]:.0f} images a step, {images:,.0f} in all"

@@ -32,6 +32,7 @@ SCORES = {  # configuration -> metric -> the score of each seed
     "beta8": {"beta_vae_paper": [0.9, 0.9, 0.9], "mig": [0.3, None, 0.5]},
 }
 UDR = {"beta2": [0.2, 0.9, 0.4], "beta8": [0.8, 0.1, 0.1]}
+SOME = "res/2dshapes/vae4.pt"
 METRICS = ["--metrics", "beta_vae_paper,mig", "--device", "cpu"]
 
 
@@ -500,7 +501,8 @@ def test_a_published_checkpoint_is_reported_on_beside_its_study(runs, tmp_path, 
         (["--study", "none.yaml"], "none.yaml"),
         (["--checkpoint", "none"], "there is no checkpoint none"),
         (["--checkpoint", "none", "none"], "--out: a folder is needed"),
-        (["--checkpoint", "none", "tests/../none", "--out", "out"], "none is given twice"),
+        (["--checkpoint", SOME, f"./{SOME}", "--out", "out"], f"{SOME} is given twice"),
+        (["--checkpoint", SOME, "none", "--out", "out"], "there is no checkpoint none"),
         (["--checkpoint", "none", "--metrics", "migg"], "did you mean 'mig'?"),
         (["--checkpoint", "none", "--seed", "-1"], "--seed: -1"),
         (["--checkpoint", "tests"], "there is no finished run"),

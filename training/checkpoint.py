@@ -69,13 +69,18 @@ def load_hashed(path: Path) -> tuple[dict[str, Any], str]:
         return _state(file), digest
 
 
-def _opened(path: Path) -> BinaryIO:
+def checkpoint_file(path: Path) -> Path:
+    """The file of a checkpoint or a run folder. Raises CheckpointError where there is none."""
     path = Path(path)
     if path.is_dir():
         path = path / "checkpoint.pt"
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
-    return open(path, "rb")
+    return path
+
+
+def _opened(path: Path) -> BinaryIO:
+    return open(checkpoint_file(path), "rb")
 
 
 def _state(file: BinaryIO) -> dict[str, Any]:
