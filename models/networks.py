@@ -67,7 +67,8 @@ class SpatialBroadcast(nn.Module):
 
     The first layer of a spatial broadcast decoder (Watters et al. 2019): a 1x1 convolution of the
     vector's copies and two channels of coordinates in [-1, 1], row first, taken apart into a
-    product of the vector and one of the coordinates, whose sum it is.
+    product of the vector and one of the coordinates, whose sum it is. Each starts with weights of
+    its own number of inputs, so those of the coordinates are larger than in one convolution.
     """
 
     def __init__(self, inputs: int, outputs: int, side: int):
