@@ -40,6 +40,7 @@ from training import (
     process_group,
     provenance,
     rank_label,
+    read_record,
     restore,
     synchronise,
     train,
@@ -252,6 +253,7 @@ def run_in(
     else:
         if state:
             print(f"Going on from step {state['step']:,} in {path}", file=sys.stderr)
+            warn_of_precision(path / "run.json", model.dtype)
         folder.take()
         (path / LAST_PICTURE).unlink(missing_ok=True)  # of a shorter run: it marks completeness
         steps = start["step"], settings["log_every"], settings["steps"]
@@ -287,6 +289,15 @@ def run_in(
     draw_training(path, frames.all(), title=title)  # last: it marks completeness
     print(f"Done: {path}." + (f" {_next(path)}" if data.grid else ""))
     return 0
+
+
+def warn_of_precision(record: Path, dtype: torch.dtype) -> None:
+    """A line on stderr where a run goes on in another precision than it was last started in."""
+    starts = read_record(record)["starts"] if record.exists() else []
+    before, now = (starts or [{}])[-1].get("precision"), str(dtype).removeprefix("torch.")
+    if before not in (None, now):
+        text = f"it goes on in {now}, up to here it was trained in {before} (train.precision)"
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def make_model(values: dict[str, Any], data: ImageData, device: torch.device) -> nn.Module:

@@ -240,8 +240,18 @@ def test_a_record_that_is_torn_is_named(command, tmp_path, capsys):
     assert "run.json is damaged: remove it" in capsys.readouterr().err
 
 
+def test_another_precision_is_told(command, tmp_path, capsys):
+    assert train.main(command("config/twoD_vae.yaml", "train.precision=fp32")) == 0
+    record = tmp_path / "runs/small/seed0/run.json"
+    assert train.main(command("config/twoD_vae.yaml", "train.precision=fp32", steps=5)) == 0
+    assert "warning" not in capsys.readouterr().err
+    record.write_text(record.read_text().replace("float32", "bfloat16"))  # as of another machine
+    assert train.main(command("config/twoD_vae.yaml", "train.precision=fp32", steps=6)) == 0
+    assert "in float32, up to here it was trained in bfloat16" in capsys.readouterr().err
+
+
 def test_memory_that_runs_out_is_a_sentence(command, capsys):
-    assert train.main(command("config/twoD_vae.yaml", "model.latent_dim=1000000000000")) == 1
+    assert train.main(command("config/twoD_vae.yaml", "model.latent_dim=2000000000")) == 1
     error = capsys.readouterr().err
     assert error.startswith("train.py: out of memory (")
     assert error.count("\n") == 1
