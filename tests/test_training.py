@@ -581,6 +581,12 @@ def test_output_that_nobody_reads_costs_no_work(command, tmp_path, stopped):
         f"        if {stopped}: os.kill(os.getpid(), signal.SIGINT)\n"
         "    save(step, terms, model)\n"
         "train.train.__globals__['_refuse_non_finite'] = at_second_step\n"
+        "bar = train.train.__globals__['_bar']\n"
+        "def eager(*settings):\n"  # as on a slow machine: each step writes
+        "    made = bar(*settings)\n"
+        "    made.mininterval = 0\n"
+        "    return made\n"
+        "train.train.__globals__['_bar'] = eager\n"
         "reader, writer = os.pipe()\n"
         "os.dup2(writer, 1), os.dup2(writer, 2)\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"

@@ -150,9 +150,13 @@ def train(
                     model.train()
             if done % save_every == 0 or done == steps or stop:
                 save(done)
-            for warning in found:  # written last: Ctrl-C may have ended what reads it (| tee)
-                bar.write(f"warning at step {done:,}: {warning}", file=sys.stderr)
-            bar.update(size)
+            try:
+                for warning in found:
+                    bar.write(f"warning at step {done:,}: {warning}", file=sys.stderr)
+                bar.update(size)
+            except BrokenPipeError:  # Ctrl-C has ended what reads it (| tee), or nobody does
+                save(done)
+                raise
             if stop and done < steps:
                 return stop
     return None
