@@ -187,10 +187,8 @@ def read_log(path: Path) -> pd.DataFrame:
     """The rows of a log.csv. Raises ValueError where it is none, or torn."""
     try:
         log = pd.read_csv(path)
-        numbers = log.select_dtypes("number")
-        if log.empty or "step" not in log or len(numbers.columns) < len(log.columns):
-            raise ValueError
-        if not path.read_bytes().endswith(b"\n"):
+        whole = path.read_bytes().endswith(b"\n") and not log.empty
+        if not whole or "step" not in log or set(log.select_dtypes("number")) < set(log):
             raise ValueError
     except ValueError as error:  # pandas' own, too
         raise ValueError(f"{path} is damaged: remove it, the report goes on without") from error

@@ -27,7 +27,7 @@ from metrics import score_all
 from models.fast import keep_freed_memory
 from training import Batches, Log, NonFiniteError, choose_device
 from training import train as train_model
-from training.logs import append_row
+from training.logs import append_row, need_columns
 
 
 class Row(NamedTuple):
@@ -71,11 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("seed: not allowed here; give the seeds by --seeds")
     if options.csv and not options.csv.parent.is_dir():
         parser.error(f"--csv: there is no folder {options.csv.parent}")
-    if options.csv and options.csv.exists():
-        columns = options.csv.read_text().partition("\n")[0]
-        if columns != ",".join(Row._fields):
-            parser.error(f"--csv: {options.csv} has other columns: {columns[:60]}")
     try:
+        if options.csv:
+            need_columns(options.csv, Row._fields)
         all_values = [
             train.resolve(options.config, [*options.overrides, f"seed={s}"]) for s in seeds
         ]

@@ -226,8 +226,8 @@ def _then(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
 
 def _suffix(key: str, value: Any) -> str:
     text = _text(key, value)
-    if isinstance(value, float):
-        text = min(f"{value:g}", repr(value), key=lambda short: float(short) != value)
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        text = f"{value:g}"
     return f"-{key.rpartition('.')[2]}" + re.sub(r"[^\w.-]+", "_", text.replace("+", "")).strip("_")
 
 

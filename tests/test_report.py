@@ -388,6 +388,7 @@ def test_a_run_counts_once_and_a_name_is_of_one_configuration(squares, tmp_path)
         ("log.csv", "step,images,recon,kl\n2,16,90,1\n4,32,8"),
         ("log.csv", "step,images,recon,kl\n2,16,x,1\n"),
         ("run.json", "{}"),
+        ("run.json", '{"starts": {}}'),
         ("run.json", '{"starts": [5]}'),
         ("run.json", '{"starts": [{}]}'),
     ],

@@ -19,7 +19,7 @@ class Batches:
         if world_size > 1 and batch_size < 2 * world_size:  # batch norm and estimates of q(z)
             raise ValueError(
                 f"train.batch_size: {batch_size} is not allowed with {world_size} processes; "
-                f"allowed: 2 images a process or more"
+                "allowed: 2 images a process or more"
             )
         self.n, self.batch_size, self.seed = n, batch_size, seed
         self.rank, self.world_size = rank, world_size

@@ -102,6 +102,8 @@ def read_record(path: Path) -> dict[str, Any]:
     """What a run.json holds. Raises RunFolderError where that is none."""
     try:
         record = json.loads(path.read_text())
+        if not isinstance(record["starts"], list):
+            raise TypeError
         for start in record["starts"]:
             start["command"]
     except (ValueError, LookupError, TypeError) as error:

@@ -5,7 +5,7 @@ Times go to speed.csv, so that log.csv of the same run is the same file whenever
 
 import csv
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -93,15 +93,22 @@ def _readable(path: Path) -> Iterator[None]:
 
 def append_row(path: Path, row: dict[str, object]) -> None:
     """Add a row to a CSV file, which opens with its keys. Raises ValueError for another's."""
-    with open(path, "a+", newline="") as file:
+    need_columns(path, row)
+    with open(path, "a", newline="") as file:
         writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        file.seek(0)
-        header = file.readline()
-        if not header:
+        if file.tell() == 0:
             writer.writeheader()
-        elif header.rstrip("\n").split(",") != list(row):
-            raise ValueError(f"{path} has the columns {header.strip()}, not {','.join(row)}")
         writer.writerow(row)
+
+
+def need_columns(path: Path, columns: Iterable[str]) -> None:
+    """Raise ValueError where a CSV file, if there is one, has other columns."""
+    if not path.exists():
+        return
+    with open(path, newline="") as file:
+        header = file.readline().rstrip("\n")
+    if header and header != (wanted := ",".join(columns)):
+        raise ValueError(f"{path} has the columns {header}, not {wanted}")
 
 
 def _keep_rows(path: Path, step: int, every: int, last: int) -> None:
