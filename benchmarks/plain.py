@@ -7,6 +7,7 @@ times it.
 
 import functools
 import itertools
+import os
 from collections.abc import Callable, Iterator
 
 import torch
@@ -19,7 +20,7 @@ from models import InfoGAN
 from models.fast import Conv2d, ConvTranspose2d, Sequential
 from models.vae import VAE, gaussian_kl
 
-WORKERS = 2
+WORKERS = 2 if (os.cpu_count() or 1) < 8 else 8
 
 
 class Images(Dataset):
@@ -121,12 +122,14 @@ def plain_infogan(gan: InfoGAN) -> Callable[[Tensor], None]:
     return step
 
 
-def plain_encoding(data: ImageData, batch_size: int = 128) -> Callable[[nn.Module], Tensor]:
+def plain_encoding(
+    data: ImageData, device: torch.device, batch_size: int = 128
+) -> Callable[[nn.Module], Tensor]:
     """A function that encodes all images, in order; its loader is made before anything is timed."""
     loader = DataLoader(Images(data), batch_size, num_workers=WORKERS, persistent_workers=True)
 
     @torch.no_grad()
     def encode(model: nn.Module) -> Tensor:
-        return torch.cat([model.encoder(x)[0] for x in loader])
+        return torch.cat([model.encoder(x.to(device))[0] for x in loader])
 
     return encode

@@ -2,7 +2,8 @@
 
 Every measurement is a process of its own, plain, ours and, for some, ours with train.compile in
 turn (A B C A B C), nothing else should run. Prints a table and writes JSON: median and spread of
-images/s, ratios, FLOP/s against the fastest matrix product of this machine, peak memory.
+images/s, ratios, FLOP/s against the fastest matrix product of this machine, peak memory (of the
+process on a CPU, of what torch has taken of a GPU).
 """
 
 import argparse
@@ -34,9 +35,8 @@ from evaluate import encode
 from models import MODELS, InfoGAN, build_model
 from models.fast import keep_freed_memory
 from models.objectives import OBJECTIVES
-from training import Batches, Log, choose_precision, hardware, provenance, train
+from training import Batches, Log, choose_device, choose_precision, hardware, provenance, train
 
-CPU = torch.device("cpu")
 COUNTED = 4  # steps: a multiple of r1_every
 ENCODED = 50_000  # images; no more are unpacked for the plain loop's data set
 WITHOUT_BF16 = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}  # bf16 units off; AVX2 machines are below it
@@ -74,31 +74,39 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2, choices=range(1, 21), metavar="N")
     parser.add_argument("--seconds", type=float, default=8, help="of every measurement")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
+    there = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=there)
     parser.add_argument("--one", nargs=2, metavar=("CASE", "KIND"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not 0 < options.seconds < 3600:
         parser.error(f"--seconds: {options.seconds:g} is not allowed; allowed: above 0, below 3600")
+    try:
+        device = choose_device(options.device)
+    except ValueError as error:
+        parser.error(str(error))
     if options.one:
-        print(json.dumps(measure(*options.one, options.seconds)))
+        print(json.dumps(measure(*options.one, options.seconds, device)))
         return 0
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
     load_dataset("dsprites")  # rendered and cached before anything is timed
     # bf16 only where the hardware computes in it: emulated products take minutes
-    dtypes = dict.fromkeys((torch.float32, choose_precision("auto", CPU)))
-    peaks = {str(dtype).removeprefix("torch."): matmul_peak(dtype) for dtype in dtypes}
-    facts = {"hardware": hardware(CPU), "matmul_flops": peaks} | provenance()
+    dtypes = dict.fromkeys((torch.float32, choose_precision("auto", device)))
+    peaks = {str(dtype).removeprefix("torch."): matmul_peak(dtype, device) for dtype in dtypes}
+    facts = {"hardware": hardware(device), "matmul_flops": peaks} | provenance()
     print(f"{facts['hardware']}")
     print("matrix product: " + ", ".join(f"{n} {f / 1e9:,.0f} GFLOP/s" for n, f in peaks.items()))
     header = f"{'case':<22}{'plain':>16}{'ours':>16}{'ratio':>7}{'compiled':>16}{'ratio':>7}"
     print(f"{header}{'GFLOP/s':>9}{'of peak':>9}{'MB':>7}")
     results = {}
     for name in options.cases:
+        if CASES[name].environment and device.type != "cpu":
+            continue
         kinds = ("plain", "ours", "compiled") if CASES[name].compile else ("plain", "ours")
         runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
         for _ in range(options.rounds):
             for kind, found in runs.items():
-                found.append(child(name, kind, options.seconds))
+                found.append(child(name, kind, options.seconds, device))
         peak = peaks["float32"] if CASES[name].environment else max(peaks.values())
         results[name] = summarise(runs, peak)
         print(row(name, results[name]), flush=True)
@@ -107,39 +115,43 @@ def main() -> int:
     return 0
 
 
-def child(case: str, kind: str, seconds: float) -> dict[str, Any]:
+def child(case: str, kind: str, seconds: float, device: torch.device) -> dict[str, Any]:
     """One measurement in a fresh process."""
     command = [sys.executable, __file__, "--one", case, kind, "--seconds", str(seconds)]
+    command += ["--device", device.type]
     environment = os.environ | CASES[case].environment
     found = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(found.stdout.splitlines()[-1])
 
 
-def measure(name: str, kind: str, seconds: float) -> dict[str, Any]:
+def measure(name: str, kind: str, seconds: float, device: torch.device) -> dict[str, Any]:
     """Images/s of every window, FLOP an image and peak memory of this process."""
     case, data = CASES[name], load_dataset("dsprites")
     torch.manual_seed(0)
-    model = build(case)
+    model = build(case).to(device)
     if case.encode:
-        speeds = time_encoding(model, data, kind, seconds)
+        speeds = time_encoding(model, data, kind, seconds, device)
     elif kind == "plain":
         step = plain_infogan(model) if isinstance(model, InfoGAN) else plain_vae(model)
         batches = plain_batches(data, case.batch_size)
 
         def window() -> None:
             for _ in range(case.window):
-                step(next(batches))
+                step(next(batches).to(device))
 
-        speeds = windows(window, case.window * case.batch_size, seconds)
+        speeds = windows(window, case.window * case.batch_size, seconds, device)
     else:
-        model = as_trained(model)
+        model, data = as_trained(model, device), data.to(device)
         if kind == "compiled":
             model.compile(dynamic=False)
         speeds = time_loop(model, data, case, seconds)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    counted = kind == "ours" and not case.encode
-    flops = count_flops(as_trained(build(case)), data, case) if counted else 0
-    return {"speeds": speeds, "flops": flops, "mb": round(peak / 1024)}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_reserved(device) / 2**20
+    flops = 0
+    if kind == "ours" and not case.encode:
+        flops = count_flops(as_trained(build(case), device), data, case)
+    return {"speeds": speeds, "flops": flops, "mb": round(peak)}
 
 
 def build(case: Case) -> torch.nn.Module:
@@ -150,22 +162,31 @@ def build(case: Case) -> torch.nn.Module:
     return build_model((1, 64, 64), values["model"], values["objective"])
 
 
-def as_trained(model: torch.nn.Module) -> torch.nn.Module:
-    """The model as train.py and evaluate.py run it on a CPU."""
+def as_trained(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """The model as train.py and evaluate.py run it."""
     keep_freed_memory()
-    model = model.to(memory_format=torch.channels_last)
-    model.dtype = choose_precision("auto", CPU)
+    model = model.to(device, memory_format=torch.channels_last)
+    model.dtype = choose_precision("auto", device)
     return model
 
 
-def windows(work: Callable[[], object], images: int, seconds: float) -> list[float]:
+def windows(
+    work: Callable[[], object], images: int, seconds: float, device: torch.device
+) -> list[float]:
     """Images/s of doing the same work on so many images again and again; the first warms up."""
     speeds, end = [], time.perf_counter() + seconds
     while time.perf_counter() < end or len(speeds) < 3:
         start = time.perf_counter()
         work()
+        wait_for(device)
         speeds.append(images / (time.perf_counter() - start))
     return speeds[1:]
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 class TimeIsUp(Exception):
@@ -197,16 +218,17 @@ def time_loop(model: torch.nn.Module, data: ImageData, case: Case, seconds: floa
 
 
 def time_encoding(
-    model: torch.nn.Module, data: ImageData, kind: str, seconds: float
+    model: torch.nn.Module, data: ImageData, kind: str, seconds: float, device: torch.device
 ) -> list[float]:
     """Images/s of encoding ENCODED images, again and again."""
     some = replace(data, images=PackedImages(data.images.packed[:ENCODED]), grid=None)
     if kind == "plain":
-        encode_all = plain_encoding(some)
+        encode_all = plain_encoding(some, device)
     else:
-        encode_all, model = functools.partial(encode, data=some, label="images"), as_trained(model)
+        model, some = as_trained(model, device), some.to(device)
+        encode_all = functools.partial(encode, data=some, label="images")
     model.eval()
-    return windows(lambda: encode_all(model), len(some), seconds)
+    return windows(lambda: encode_all(model), len(some), seconds, device)
 
 
 def count_flops(model: torch.nn.Module, data: ImageData, case: Case) -> float:
@@ -222,12 +244,15 @@ def count_flops(model: torch.nn.Module, data: ImageData, case: Case) -> float:
     return counter.get_total_flops() / (COUNTED * case.batch_size)
 
 
-def matmul_peak(dtype: torch.dtype, n: int = 2048, repeats: int = 10) -> float:
+def matmul_peak(dtype: torch.dtype, device: torch.device, repeats: int = 10) -> float:
     """FLOP/s of the fastest of some matrix products (n x n)."""
-    a, best = torch.randn(n, n, dtype=dtype), 0.0
+    n = 2048 if device.type == "cpu" else 8192
+    a, best = torch.randn(n, n, dtype=dtype, device=device), 0.0
     for _ in range(repeats):
+        wait_for(device)
         start = time.perf_counter()
         a @ a
+        wait_for(device)
         best = max(best, 2 * n**3 / (time.perf_counter() - start))
     return best
 
