@@ -304,6 +304,18 @@ class InfoGAN(nn.Module):
         by_code = {f"mi_{j}": nats for j, nats in enumerate(bound)}
         return {"g_loss": g_loss, "q_loss": q_loss, "mi": bound.sum()} | by_code
 
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        """What AveragedModel.update_parameters does; that reads a counter, waiting for a GPU."""
+        weights = [list(g.parameters()) for g in (self.averaged.module, self.generator)]
+        if step == 0:
+            torch._foreach_copy_(*weights)
+        else:
+            self.averaged.multi_avg_fn(*weights, None)
+        for own, new in zip(self.averaged.module.buffers(), self.generator.buffers(), strict=True):
+            own.copy_(new)
+        self.averaged.n_averaged += 1
+
     def train_step(self, x: Tensor, step: int) -> dict[str, Tensor]:
         """One update of D (and of the contrastive discriminator), then g_steps of G.
 
@@ -344,7 +356,7 @@ class InfoGAN(nn.Module):
                         cr = self._contrast(images[n:], shared)
                     terms |= self._step_g(noisy(images[:n]), z, cr)
         if self.averaged is not None:
-            self.averaged.update_parameters(self.generator)  # device sync: reads its own counter
+            self._average(step)
         if self.cr_weight > 0:
             terms["cr"] = cr
         terms |= {"std_fake": _spread(images[:n]), "std_real": _spread(real)}

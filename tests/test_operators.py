@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.utils.data
+from conftest import CONFIGS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
@@ -65,6 +66,17 @@ def record(name):
 @pytest.fixture(params=MODELS)
 def step(request):
     return record(request.param)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_no_value_is_read_within_a_step(path):
+    values = train.resolve(path, [])
+    model = build_model((1, 64, 64), values["model"], values["objective"], 1000)
+    x = (torch.rand(BATCH, 1, 64, 64) < 0.05).float()
+    model.train_step(x, 0)
+    with Recorder() as recorder:
+        model.train_step(x, 20_000)  # by now all has begun
+    assert not recorder.of(aten._local_scalar_dense)  # a GPU would be waited for
 
 
 def test_no_gradient_comes_from_the_slow_kernels_of_transposed_convolutions(step):

@@ -1,11 +1,13 @@
 """Sweeps: what runs is what was asked for, checked first; one failure or signal harms no other."""
 
+import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -265,6 +267,37 @@ def test_a_dry_run_says_what_runs_in_which_state_and_for_how_long(
         "2 of 3 runs to train, 1 at a time, OMP_NUM_THREADS=3: about 0:00:03"
     )
     assert len(timed) == 1
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cores", "asked", "found"),
+    [
+        (0, 2, None, (2, 1)),
+        (0, 8, 2, (2, 4)),
+        (1, 16, None, (4, 4)),
+        (1, 2, None, (2, 1)),
+        (2, 32, None, (8, 4)),
+        (1, 16, 6, (6, 2)),
+    ],
+)
+def test_cores_and_gpus_are_shared_by_as_many_runs_as_are_fastest(
+    study, monkeypatch, gpus, cores, asked, found
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(sweep, "choose_device", lambda _: torch.device("cuda" if gpus else "cpu"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    todo = [sweep.Run(None, {"train": {"device": "auto"}}, Path(), 0, False)] * 20
+    options = argparse.Namespace(jobs=asked, threads=None, cluster="local")
+    workers = sweep.share(load_study(study({"config": "config/twoD.yaml"})), todo, options)
+    assert workers == (*found, [str(gpu) for gpu in range(gpus)])
+    started = []
+    executor = argparse.Namespace(submit_array=started.extend)
+    monkeypatch.setattr(sweep, "train_arguments", lambda run: [])
+    sweep.start(todo[: workers.jobs], list(range(workers.jobs)), executor, workers, None)
+    used = Counter(task.gpu for task in started)
+    assert set(used) == (set(workers.gpus) or {None})
+    assert max(used.values()) == -(-workers.jobs // max(1, gpus))  # evenly
 
 
 def test_a_few_steps_are_timed(command):
