@@ -156,12 +156,14 @@ def test_permuted_latents_keep_their_marginals_and_lose_their_dependence():
     assert (torch.corrcoef(permuted.t()) - torch.eye(3)).abs().max() < 0.1  # 4 / sqrt(2000)
 
 
-def test_each_player_of_factor_vae_gets_the_gradient_of_its_own_loss():
+@pytest.mark.parametrize("shift", [0, 50, -50])  # of the logits, nats
+def test_each_player_of_factor_vae_gets_the_gradient_of_its_own_loss(shift):
     model = make("factor_vae")
     discriminator = model.objective.discriminator
     with torch.no_grad():
         for parameter in discriminator.parameters():
             parameter.mul_(3)  # logits of several nats: both players have something to do
+        discriminator[-1].bias.add_(shift)
     players = {"vae": [*model.encoder.parameters(), *model.decoder.parameters()]}
     players["d"] = list(discriminator.parameters())
     torch.manual_seed(3)
