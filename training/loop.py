@@ -200,7 +200,7 @@ def _bar(step: int, steps: int, batch_size: int, shown: bool) -> tqdm:
         unit=" images",
         unit_scale=True,
         smoothing=0.05,
-        mininterval=0.5,
+        mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file gets few lines
         dynamic_ncols=True,
         bar_format="{desc} {percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
     )
