@@ -301,7 +301,8 @@ def score_run(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, dict[s
     """Encode, score and draw a run into a folder: metrics.json, evaluation.json, pictures.
 
     Scores that are there already, of the same question, are kept beside the new ones; where none
-    lacks, nothing is done. Returns those that were asked for; {} of a data set without factors.
+    lacks, or with score["scored"], nothing is done. Returns those that were asked for (of "scored"
+    ones those that are there); {} of a data set without factors.
     """
     if run.data.grid is None:
         draw(run.model, run.data, folder, {}, run.label)
@@ -311,6 +312,8 @@ def score_run(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, dict[s
     question = asked(run, score)
     known = _kept(folder, question)
     missing = [key for key in score["metrics"] if key not in known]
+    if score.get("scored"):
+        return {key: known[key] for key in score["metrics"] if key in known}
     if not missing:
         print(f"{run.label}: scored before; without {folder / 'metrics.json'} it is scored again")
         return {key: known[key] for key in score["metrics"]}

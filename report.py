@@ -95,6 +95,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="metrics' settings")
     parser.add_argument("--seed", type=int, default=0, help="of the metrics' sampling")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument(
+        "--scored", action="store_true", help="take the scores that are there, compute no others"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.seed < 0:
@@ -110,6 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError("--out: a folder is needed for the report of several runs")
         score = {"metrics": select((options.metrics or metrics).split(",")), "seed": options.seed}
         score |= {"repeats": 1, "settings": metric_settings(options.config, [])}
+        score |= {"scored": options.scored}
         runs = gather(paths, out, options.device, score)
         if out:
             report(runs, out, title or out.name, score)

@@ -417,6 +417,26 @@ def test_known_scores_are_those_of_the_same_question(runs, monkeypatch):
         evaluate.score_run(run, runs, score)
 
 
+def test_scores_that_are_there_are_reported_on_without_the_others(squares, tmp_path, monkeypatch):
+    folders = []
+    for seed in range(4):
+        scores = {"beta_vae_paper": 0.5, "mig": 0.1 * seed}
+        scores |= {"irs": 0.3} if seed < 3 else {}
+        folders.append(str(make_run(tmp_path / "runs", squares, "beta2", seed, scores=scores)))
+    folders.append(str(make_run(tmp_path / "runs", squares, "beta4", 0)))  # never scored
+    monkeypatch.setattr(evaluate, "_score", never)
+    monkeypatch.setattr(report, "PICTURE_IMAGES", 64)
+    arguments = ["--checkpoint", *folders, "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert report.main([*arguments, "--metrics", "mig,irs,sap", "--scored"]) == 0
+    frame = pd.read_csv(tmp_path / "out/results.csv")
+    assert frame["mig"].tolist()[:4] == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert frame["irs"].tolist()[:3] == [0.3] * 3
+    assert frame[["mig", "irs"]].iloc[4].isna().all()
+    assert frame["irs"].isna().tolist() == [False] * 3 + [True] * 2
+    assert frame["sap"].isna().all()
+    assert "| irs | 0.300 ± 0.000 (0.300), n = 3 | - |" in (tmp_path / "out/results.md").read_text()
+
+
 def test_another_metric_is_scored_beside_those_that_are_known(squares, tmp_path, monkeypatch):
     scores = {"beta_vae_paper": 0.5, "mig": 0.1}
     folder = make_run(tmp_path / "runs", squares, "beta2", 0, scores=scores)
