@@ -297,12 +297,14 @@ def score_checkpoints(
     return report
 
 
-def score_run(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def score_run(
+    run: Run, folder: Path, score: dict[str, Any], scored: bool = False
+) -> dict[str, dict[str, Any]]:
     """Encode, score and draw a run into a folder: metrics.json, evaluation.json, pictures.
 
     Scores that are there already, of the same question, are kept beside the new ones; where none
-    lacks, or with score["scored"], nothing is done. Returns those that were asked for (of "scored"
-    ones those that are there); {} of a data set without factors.
+    lacks, nothing is done. Returns those that were asked for ({} of a data set without factors);
+    scored: those that are there, and nothing is done.
     """
     if run.data.grid is None:
         draw(run.model, run.data, folder, {}, run.label)
@@ -312,7 +314,7 @@ def score_run(run: Run, folder: Path, score: dict[str, Any]) -> dict[str, dict[s
     question = asked(run, score)
     known = _kept(folder, question)
     missing = [key for key in score["metrics"] if key not in known]
-    if score.get("scored"):
+    if scored:
         return {key: known[key] for key in score["metrics"] if key in known}
     if not missing:
         print(f"{run.label}: scored before; without {folder / 'metrics.json'} it is scored again")

@@ -113,8 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError("--out: a folder is needed for the report of several runs")
         score = {"metrics": select((options.metrics or metrics).split(",")), "seed": options.seed}
         score |= {"repeats": 1, "settings": metric_settings(options.config, [])}
-        score |= {"scored": options.scored}
-        runs = gather(paths, out, options.device, score)
+        runs = gather(paths, out, options.device, score, options.scored)
         if out:
             report(runs, out, title or out.name, score)
     except (ValueError, OSError) as error:
@@ -143,10 +142,12 @@ def started(runs: Path, study: Study) -> list[Path]:
     return folders
 
 
-def gather(paths: list[Path], out: Path | None, device: str, score: dict[str, Any]) -> list[Scored]:
+def gather(
+    paths: list[Path], out: Path | None, device: str, score: dict[str, Any], scored: bool
+) -> list[Scored]:
     """Score each finished run (unless that is done) and write its page; a line for each other one.
 
-    Raises ValueError where no run is finished.
+    scored: take the scores that are there. Raises ValueError where no run is finished.
     """
     there = []
     for path in paths:
@@ -156,23 +157,23 @@ def gather(paths: list[Path], out: Path | None, device: str, score: dict[str, An
             print(f"{path}: trains on for more steps, left out")
         else:
             there.append(path)
-    scored = []
+    found = []
     for run in load_runs(there, device):
         if run.step < run.values["train"]["steps"]:
             steps = run.values["train"]["steps"]
             print(f"{run.path}: not finished (step {run.step:,} of {steps:,}), left out")
             continue
-        scored.append(look_at(run, out, score))
-    if not scored:
+        found.append(look_at(run, out, score, scored))
+    if not found:
         raise ValueError("there is no finished run to report on")
-    return scored
+    return found
 
 
-def look_at(run: Run, out: Path | None, score: dict[str, Any]) -> Scored:
+def look_at(run: Run, out: Path | None, score: dict[str, Any], scored: bool) -> Scored:
     """The scores of a run, old or new, and its page."""
     at_home = run.path.is_dir() or run.path.name == "checkpoint.pt"
     folder = folder_of(run, None if at_home else out, several=True)
-    scores = score_run(run, folder, score)
+    scores = score_run(run, folder, score, scored)
     sample = agreement_codes(run, score["seed"]) if scores and out else None
     file, log = folder / "run.json", folder / "log.csv"
     record = read_record(file) if file.exists() else {}
