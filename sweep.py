@@ -45,6 +45,7 @@ from training import (
     hardware,
     need_compiler,
     read_record,
+    redraw_s,
     refuse_another,
     speeds,
 )
@@ -332,7 +333,7 @@ def bar_of(images: int, seen: dict[Path, int]) -> tqdm:
         dynamic_ncols=True,
         smoothing=0,
         miniters=0,
-        mininterval=POLL_S if sys.stderr.isatty() else 30,  # a log file gets few lines
+        mininterval=redraw_s(),
         bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left"
         "{postfix}",
     )

@@ -1,6 +1,5 @@
 """On a GPU: what a run computes, that it resumes, and that it never waits outside its log."""
 
-import os
 import subprocess
 import sys
 import warnings
@@ -22,10 +21,10 @@ STEPS = [(path, False) for path in CONFIGS] + [(p, True) for p in CONFIGS if p.s
 names = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
 
-def make_model(path, *overrides, device=CUDA):
+def make_model(path, *overrides):
     values = train.resolve(path, ["train.device=auto", *overrides])
-    data = load_dataset("dsprites").to(device)
-    return train.make_model(values, data, device), data
+    data = load_dataset("dsprites").to(CUDA)
+    return train.make_model(values, data, CUDA), data
 
 
 def batch(data, dtype, n=32, seed=0):
@@ -87,9 +86,7 @@ def test_a_run_on_the_gpu_goes_on_where_it_stopped(command, tmp_path, path):
 def test_one_process_of_torchrun_trains_by_nccl(command, tmp_path, name):
     arguments = command(f"config/{name}.yaml", "train.device=cuda")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "train.py"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, *arguments], env=os.environ, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, *torchrun, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     two = [*torchrun[:-2], "--nproc_per_node=2", "train.py", *arguments, "name=two"]
     if torch.cuda.device_count() == 1:

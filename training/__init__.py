@@ -24,7 +24,7 @@ from training.folder import (
     refuse_another,
 )
 from training.logs import Log, need_tensorboard, speeds
-from training.loop import CompileError, Interrupt, NonFiniteError, train, uncompiled
+from training.loop import CompileError, Interrupt, NonFiniteError, redraw_s, train, uncompiled
 from training.parallel import PeerError, process_group, rank_label, synchronise, wait_for_all
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "provenance",
     "rank_label",
     "read_record",
+    "redraw_s",
     "refuse_another",
     "restore",
     "save_checkpoint",

@@ -191,6 +191,11 @@ def _new_warnings(model: nn.Module, terms: dict[str, float], warned: set[str]) -
 SHOWN = ("recon", "kl", "d_loss", "g_loss", "mi")  # terms on the progress bar
 
 
+def redraw_s() -> float:
+    """Seconds between two updates of a progress bar: a log file gets few lines."""
+    return 0.5 if sys.stderr.isatty() else 30
+
+
 def _bar(step: int, steps: int, batch_size: int, shown: bool) -> tqdm:
     return tqdm(
         disable=not shown,
@@ -200,7 +205,7 @@ def _bar(step: int, steps: int, batch_size: int, shown: bool) -> tqdm:
         unit=" images",
         unit_scale=True,
         smoothing=0.05,
-        mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file gets few lines
+        mininterval=redraw_s(),
         dynamic_ncols=True,
         bar_format="{desc} {percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
     )
