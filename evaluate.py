@@ -127,8 +127,12 @@ def main(arguments: list[str] | None = None) -> int:
         several = options.codes or len(paths) > 1
         if several and options.out and (options.out / "evaluation.json").exists():
             raise ValueError(f"--out: {options.out} has the scores of a run: give another folder")
-        if options.json and options.json.is_dir():
-            raise ValueError(f"--json: {options.json} is a folder, not a file to write")
+        if not several and options.out and _is_of_several(options.out):
+            raise ValueError(f"--out: {options.out} has scores of other kind: give another folder")
+        if options.min_kl is not None and options.checkpoint and not options.out:
+            raise ValueError("--min-kl: a folder of its own is needed for these scores (--out)")
+        if options.json and options.json.exists() and not options.json.is_file():
+            raise ValueError(f"--json: {options.json} is not a file to write")
         score = {
             "metrics": select(options.metrics.split(",")),
             "seed": options.seed,
@@ -144,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.codes and options.out:
             write_json(options.out / "metrics.json", result)
             draw_matrices(result, options.out, options.codes.name)
-        if options.json:
+        if options.json and result:
             write_json(options.json, result)
     except (ValueError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
@@ -354,6 +358,7 @@ def _kept(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
         scores = json.loads(text)
     except (FileNotFoundError, ValueError):  # never scored, or by hand
         return {}
+    facts = facts if isinstance(facts, dict) else {}
     if facts.get("scores_sha256") != _sha256(text):  # not the scores that the facts are of
         return {}
     differ = [key for key, value in question.items() if facts.get(key) != value]
@@ -374,6 +379,11 @@ def _kept(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
         why = (stale or ["by another version of the metric"])[0]
         print(f"{path}: scores {why} are dropped: {', '.join(dropped)}")
     return known
+
+
+def _is_of_several(folder: Path) -> bool:
+    """Whether the scores in a folder are of several runs or of codes, not of a run's own."""
+    return (folder / "metrics.json").exists() and not (folder / "evaluation.json").exists()
 
 
 def _sha256(text: bytes) -> str:
@@ -458,7 +468,7 @@ def without_dead(
     """
     if logvar is None:
         raise ValueError("--min-kl needs a posterior: there are no log-variances")
-    posterior = (torch.from_numpy(array).double() for array in (codes, logvar))
+    posterior = (torch.from_numpy(np.asarray(array, np.float64)) for array in (codes, logvar))
     kl = gaussian_kl(*posterior).mean(0).numpy()
     if not (kl >= min_kl).any():
         raise ValueError(f"no latent has {min_kl:g} nats; the largest KL is {kl.max():.3g}")

@@ -84,10 +84,14 @@ def main(arguments: list[str] | None = None) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         rows = score_representations(load_dataset, options.out / "figure6_untrained.json")
         names = [*(name for name in ROWS if name in summary), *sorted(summary.keys() - ROWS.keys())]
-        rows |= {ROWS.get(name, (name, ""))[0]: summary[name] for name in names}
+        for name in names:
+            row = ROWS.get(name, (name, ""))[0]
+            if row in rows:
+                raise ValueError(f"--scores: '{name}' is the row '{row}', which is there already")
+            rows[row] = summary[name]
         write_json(options.out / "figure6.json", rows)
         text = tables(rows)
-        write_atomically(options.out / "figure6.md", lambda file: file.write_text(text))
+        write_atomically(options.out / "figure6.md", lambda file: file.write_text(text, "utf-8"))
         draw(rows, options.out / "figure6.png")
         print(text)
     except (ValueError, OSError) as error:

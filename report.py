@@ -113,6 +113,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError("--out: a folder is needed for the report of several runs")
         score = {"metrics": select((options.metrics or metrics).split(",")), "seed": options.seed}
         score |= {"repeats": 1, "settings": metric_settings(options.config, [])}
+        if out:
+            out.mkdir(parents=True, exist_ok=True)  # a bad one fails now, not after the work
         runs = gather(paths, out, options.device, score, options.scored)
         if out:
             report(runs, out, title or out.name, score)
@@ -193,7 +195,8 @@ def read_log(path: Path) -> pd.DataFrame:
     try:
         log = pd.read_csv(path)
         whole = path.read_bytes().endswith(b"\n") and not log.empty
-        if not whole or "step" not in log or set(log.select_dtypes("number")) < set(log):
+        whole = whole and "step" in log and log["step"].is_unique
+        if not whole or set(log.select_dtypes("number")) < set(log):
             raise ValueError
     except ValueError as error:  # pandas' own, too
         raise ValueError(f"{path} is damaged: remove it, the report goes on without") from error
@@ -241,8 +244,7 @@ def page(
 
 
 def report(runs: list[Scored], out: Path, title: str, score: dict[str, Any]) -> None:
-    """Write all files of a study into a folder."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write all files of a study into a folder, which is there."""
     frame = results(runs, score)
     labels = {key: MAIN.get(key, key.replace("_", " ")) for key in METRICS}
     labels = {k: v for k, v in (labels | {"udr": "UDR"}).items() if k in frame}

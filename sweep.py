@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import submitit
 import torch
+import yaml
 from filelock import FileLock
 from submitit.core.utils import FailedJobError
 from tqdm import tqdm
@@ -300,7 +301,8 @@ def watch(
     slots = range(workers.jobs if alive else len(waiting))
     running: dict[int, tuple[Run, submitit.Job]] = {}
     failed: list[tuple[Run, submitit.Job]] = []
-    seen = {run.path: run.images(None if run.complete else last_step(run)) for run in runs}
+    seen = {run.path: run.images(None if run.complete else run.step) for run in runs}
+    began = time.time()
     with Interrupt() as interrupt, bar_of(sum(run.images() for run in runs), seen) as bar:
         while (waiting or running) and not interrupt.signal:
             free = [slot for slot in slots if slot not in running][: len(waiting)]
@@ -315,7 +317,7 @@ def watch(
             bar.update(sum(seen.values()) - bar.n)
             time.sleep(POLL_S)
             ended = [slot for slot, (_, job) in running.items() if job.done()]
-            seen |= {run.path: run.images(last_step(run)) for run, _ in running.values()}
+            seen |= {run.path: run.images(last_step(run, began)) for run, _ in running.values()}
             for run, job in [running.pop(slot) for slot in ended]:
                 state = train.saved_state(run.path)
                 if not train.is_complete(state, run.path, run.values["train"]["steps"]):
@@ -371,18 +373,30 @@ def train_arguments(run: Run) -> list[str]:
     return ["--config", run.member.config, "--runs", runs, *run.member.overrides]
 
 
-def last_step(run: Run) -> int:
-    """The last step that the run has logged."""
-    rows = speeds(run.path)
-    return rows[-1][0] if rows else 0
+def last_step(run: Run, since: float) -> int:
+    """The last step that the run has logged since then (in s, as time.time() has it).
+
+    Until it has, that of its checkpoint: rows after that one, of a run that was killed, are to be
+    made again.
+    """
+    log = run.path / "speed.csv"
+    if not log.exists() or log.stat().st_mtime < since:
+        return run.step
+    return max([run.step, *(step for step, _ in speeds(run.path))])
 
 
 def last_words(job: submitit.Job) -> str:
-    """The last line that a job wrote to stderr, apart from its progress bar, and where that is."""
+    """What ended a job: the last line on its stderr but for the progress bar, and where that is.
+
+    A job that was killed has left no result, and its last line may have nothing to do with its end.
+    """
     path = job.paths.stderr
     text = path.read_text(errors="replace") if path.exists() else ""
     lines = [line for line in re.split(r"[\r\n]", text) if line.strip() and "%|" not in line]
-    return f"{lines[-1] if lines else 'it ended without a word'} (log: {path})"
+    words = lines[-1] if lines else "it ended without a word"
+    if not job.paths.result_pickle.exists():
+        words = f"it was killed (for want of memory?); its last line: {words}"
+    return f"{words} (log: {path})"
 
 
 def forecast(runs: list[Run], todo: list[Run], workers: Workers) -> None:
@@ -412,16 +426,23 @@ def earlier_speed(run: Run, threads: int) -> tuple[float, str] | None:
         return values | {"seed": 0, "train": values["train"] | {"steps": 0}}
 
     for path in sorted(run.path.parent.glob("seed*/run.json")):
-        starts = read_record(path)["starts"]
-        values, rows = config.read_yaml(path.with_name("config.yaml")), speeds(path.parent)
-        here = all(start["hardware"] == machine for start in starts)
-        if rows and here and comparable(values) == comparable(run.values):
+        try:
+            starts, rows = read_record(path)["starts"], speeds(path.parent)
+            values = yaml.safe_load(train.as_resolved(path.with_name("config.yaml")))
+            here = all(start["hardware"] == machine for start in starts)
+            alone = all(start.get("processes", 1) == 1 for start in starts)
+        except (ValueError, LookupError, OSError):  # lost or damaged: other steps will do
+            continue
+        if rows and here and alone and comparable(values) == comparable(run.values):
             return statistics.median(speed for _, speed in rows), f"{path.parent}"
     return None
 
 
 def measure(run: Run, threads: int) -> tuple[float, str]:
-    """Images/s of a few training steps of a run, alone on this machine."""
+    """Images/s of a few training steps of a run, alone on this machine.
+
+    Its last steps: what a schedule brings in later, such as a contrastive loss, is in them.
+    """
     keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -430,8 +451,10 @@ def measure(run: Run, threads: int) -> tuple[float, str]:
     model = train.make_model(run.values, data, device)
     batch_size = run.values["train"]["batch_size"]
     batches, begin = Batches(len(data), batch_size, run.member.seed), 0.0
-    for step in range(WARM_STEPS + TIMED_STEPS):
-        if step == WARM_STEPS:
+    last = run.values["train"]["steps"]
+    first = max(0, last - WARM_STEPS - TIMED_STEPS)
+    for step in range(first, first + WARM_STEPS + TIMED_STEPS):
+        if step == first + WARM_STEPS:
             begin = time.perf_counter()
         terms = model.train_step(data.batch(batches[step], dtype=model.dtype), step)
         float(next(iter(terms.values())))  # device sync: the step has ended

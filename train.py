@@ -307,6 +307,12 @@ def make_model(values: dict[str, Any], data: ImageData, device: torch.device) ->
     model = model.to(device, memory_format=torch.channels_last)
     model.dtype = choose_precision(values["train"]["precision"], device)
     if values["train"]["compile"]:
+        kind = type(model)
+        if kind.compile is nn.Module.compile and kind.forward is nn.Module.forward:
+            name = values["model"]["name"]
+            raise ValueError(
+                f"train.compile: the model '{name}' has no forward or compile of its own"
+            )
         model.compile(dynamic=False)  # every step has the same shapes
     return model
 

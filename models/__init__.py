@@ -8,6 +8,7 @@ Contract: a model is an nn.Module with
     sample(n, generator) -> z (n, D) from the prior
     span, trained_span: how far a traversal goes, and which part of that was trained (None: all)
     information(x) -> (D,) nats that each latent carries, called `information_name`
+    compile(**settings) compiles its networks (torch's own does it where there is a forward)
 and, where it can tell, warnings(terms) -> what is wrong with a training, in words; where it takes
 images of another size than 64x64, trial_shape (C, H, W) of the class.
 Random numbers come from torch's global generator; the loop seeds it before every step.

@@ -10,7 +10,8 @@ from conftest import CONFIGS
 
 import sweep
 import train
-from models import VAE, InfoGAN, build_model
+from data import load_dataset
+from models import MODELS, VAE, InfoGAN, build_model
 from models.networks import DECODERS
 from training import load_checkpoint, need_compiler
 
@@ -53,6 +54,21 @@ def assert_stays_itself(network, dtype, **settings):
     compiled = gradients(make_vae(network, dtype), images(), fullgraph=True, **settings)
     tolerance = {"rtol": 0.05, "atol": 0.01} if dtype == torch.bfloat16 else {}
     torch.testing.assert_close(compiled, plain, **tolerance)
+
+
+def test_a_model_that_cannot_be_compiled_is_refused(monkeypatch, squares):
+    class Plain(torch.nn.Module):
+        latent_dim, optimizers = 2, {}
+
+        def __init__(self, image_shape):
+            super().__init__()
+
+    monkeypatch.setitem(MODELS, "plain", Plain)
+    values = {"seed": 0, "model": {"name": "plain"}, "objective": None}
+    values["train"] = {"precision": "fp32", "compile": True}
+    data = load_dataset("npz", path=str(squares))
+    with pytest.raises(ValueError, match="'plain' has no forward or compile of its own"):
+        train.make_model(values, data, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("network", DECODERS)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 
 import numpy as np
@@ -87,6 +88,14 @@ def test_scores_of_something_else_are_neither_taken_nor_written_over(run, tmp_pa
     assert evaluate.main(arguments) == 0
     again = json.loads((run / "metrics.json").read_text())
     assert again["mig"]["score"] == scores["mig"]["score"]
+    (run / "evaluation.json").write_text("[]")  # by hand
+    assert evaluate.main([*arguments, "--out", str(run)]) == 0
+    of_codes = tmp_path / "of_codes"
+    assert evaluate.main(["--codes", str(path), "--metrics", "mig", "--out", str(of_codes)]) == 0
+    before = (of_codes / "metrics.json").read_bytes()
+    assert evaluate.main([*arguments, "--out", str(of_codes)]) == 2
+    assert f"--out: {of_codes} has scores of other kind" in capsys.readouterr().err
+    assert (of_codes / "metrics.json").read_bytes() == before
 
 
 def test_scores_by_an_older_metric_are_dropped_aloud_and_by_other_settings_not_at_all(run, capsys):
@@ -183,7 +192,9 @@ def test_a_run_on_pictures_without_factors_is_drawn(command, squares, tmp_path, 
     assert train.main(command("config/twoD.yaml", f"dataset={{name: npz, path: {own}}}")) == 0
     run, out = tmp_path / "runs/small/seed0", tmp_path / "drawn"
     arguments = ["--checkpoint", str(run), "--out", str(out), "--device", "cpu"]
-    assert evaluate.main(arguments) == 0
+    (tmp_path / "old.json").write_text("old scores")
+    assert evaluate.main([*arguments, "--json", str(tmp_path / "old.json")]) == 0
+    assert (tmp_path / "old.json").read_text() == "old scores"
     assert "has no factors to score" in capsys.readouterr().out
     assert (out / "fixed.png").exists()
 
@@ -322,7 +333,11 @@ def test_a_setting_out_of_range_is_named_before_any_work(capsys, setting):
 
 def test_what_cannot_be_written_or_repeated_is_refused_before_any_work(tmp_path, capsys):
     assert evaluate.main(["--codes", "none.npz", "--json", str(tmp_path)]) == 2
-    assert f"--json: {tmp_path} is a folder" in capsys.readouterr().err
+    assert f"--json: {tmp_path} is not a file to write" in capsys.readouterr().err
+    os.mkfifo(tmp_path / "pipe")
+    assert evaluate.main(["--codes", "none.npz", "--json", str(tmp_path / "pipe")]) == 2
+    assert "pipe is not a file to write" in capsys.readouterr().err
+    assert (tmp_path / "pipe").is_fifo()
     assert evaluate.main(["--codes", "none.npz", "--repeats", "0"]) == 2
     assert "--repeats: 0 is not allowed" in capsys.readouterr().err
 
@@ -362,6 +377,9 @@ def test_latents_below_a_kl_count_as_constant(tmp_path, capsys):
     np.savez(path, codes=live, factors=factors, logvar=np.zeros_like(live))
     assert score("--min-kl", "9")["score"] is None
     assert "no latent has 9 nats; the largest KL is" in capsys.readouterr().out
+    big_endian = [array.astype(">f8") for array in (live, np.full_like(live, -4.0))]
+    np.savez(path, codes=big_endian[0], factors=factors, logvar=big_endian[1])
+    assert score("--min-kl", "0.05")["score"] > 0.9
     integers, wide = np.array([[100], [-100]], dtype=np.int8), np.zeros((2, 1), dtype=np.float32)
     assert evaluate.without_dead(integers, wide, 100.0)[0].tolist() == [[100], [-100]]
     codes, logvar = evaluate.without_dead(np.array([[1.0, 9], [1, 9]]), np.full((2, 2), -1.0), 5.0)
@@ -375,6 +393,8 @@ def test_scores_of_live_latents_are_not_kept_for_those_of_all(run, capsys):
     before = (run / "metrics.json").read_bytes()
     capsys.readouterr()
     assert evaluate.main([*command, "--min-kl", "1e-9"]) == 2
+    assert "--min-kl: a folder of its own is needed" in capsys.readouterr().err
+    assert evaluate.main([*command, "--min-kl", "1e-9", "--out", str(run)]) == 2
     assert "metrics.json has scores with min_kl None" in capsys.readouterr().err
     assert evaluate.main([*command, "--min-kl", "1e-9", "--out", str(run / "live")]) == 0
     assert (run / "metrics.json").read_bytes() == before

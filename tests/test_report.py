@@ -387,10 +387,12 @@ def test_a_run_counts_once_and_a_name_is_of_one_configuration(squares, tmp_path)
         ("log.csv", "step,images,recon,kl\n"),
         ("log.csv", "step,images,recon,kl\n2,16,90,1\n4,32,8"),
         ("log.csv", "step,images,recon,kl\n2,16,x,1\n"),
+        ("log.csv", "step,images,recon,kl\n2,16,90,1\n2,16,80,1\n"),
         ("run.json", "{}"),
         ("run.json", '{"starts": {}}'),
         ("run.json", '{"starts": [5]}'),
         ("run.json", '{"starts": [{}]}'),
+        ("run.json", '{"starts": [], "train_seconds": null}'),
     ],
 )
 def test_a_damaged_record_is_named(squares, tmp_path, capsys, file, text):
@@ -398,6 +400,14 @@ def test_a_damaged_record_is_named(squares, tmp_path, capsys, file, text):
     (folder / file).write_text(text)
     assert report.main(["--checkpoint", str(folder), *METRICS]) == 2
     assert f"report.py: {folder / file} is damaged" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_the_work(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "gather", lambda *_: pytest.fail("it has begun"))
+    (tmp_path / "file").touch()
+    paths = [str(runs / name / "seed0") for name in ("beta2", "beta8")]
+    assert report.main(["--checkpoint", *paths, "--out", str(tmp_path / "file")]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
 
 
 def test_known_scores_are_those_of_the_same_question(runs, monkeypatch):

@@ -20,6 +20,7 @@ import report
 import sweep
 import train
 from config.study import Study, choose, load_study, members, study_of
+from models import VAE
 from training import RunFolder, load_checkpoint, save_checkpoint
 
 STUDIES = sorted(Path("config/studies").glob("*.yaml"))
@@ -39,6 +40,11 @@ def study(squares, tmp_path):
         return str(path)
 
     return write
+
+
+def found_by(arguments):
+    """The run of the command line of the fixture `command`."""
+    return sweep.find(members(study_of(arguments[1], arguments[4:]))[0], Path(arguments[3]))
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
@@ -300,12 +306,70 @@ def test_cores_and_gpus_are_shared_by_as_many_runs_as_are_fastest(
     assert max(used.values()) == -(-workers.jobs // max(1, gpus))  # evenly
 
 
-def test_a_few_steps_are_timed(command):
-    arguments = command("config/twoD.yaml")
-    run = sweep.find(members(study_of(arguments[1], arguments[4:]))[0], Path(arguments[3]))
+@pytest.mark.parametrize("steps", [4, 100])
+def test_the_last_steps_are_timed(command, monkeypatch, steps):
+    """What a schedule brings in late is in them."""
+    timed = []
+    step_of = VAE.train_step
+    monkeypatch.setattr(VAE, "train_step", lambda *args: timed.append(args[2]) or step_of(*args))
+    run = found_by(command("config/twoD.yaml", steps=steps))
     speed, source = sweep.measure(run, threads=1)
     assert speed > 0
     assert "timed now" in source
+    count = sweep.WARM_STEPS + sweep.TIMED_STEPS
+    assert timed == list(range(max(0, steps - count), max(count, steps)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("config.yaml", None), ("config.yaml", "a: ["), ("run.json", "{"), ("speed.csv", "a\nb,c\n")],
+)
+def test_a_damaged_run_is_no_source_of_a_speed_and_no_obstacle(command, tmp_path, name, text):
+    path = tmp_path / "runs/small/seed0"
+    assert train.main(command("config/twoD.yaml", "seed=0")) == 0
+    other = found_by(command("config/twoD.yaml", "seed=1"))
+    assert sweep.earlier_speed(other, threads=torch.get_num_threads())
+    if text is None:
+        (path / name).unlink()  # the checkpoint knows the configuration
+        assert sweep.earlier_speed(other, threads=torch.get_num_threads())
+        (path / "checkpoint.pt").unlink()
+    else:
+        (path / name).write_text(text)
+    assert sweep.earlier_speed(other, threads=torch.get_num_threads()) is None
+
+
+def test_the_speed_of_two_processes_is_not_that_of_one(command, tmp_path):
+    assert train.main(command("config/twoD.yaml", "seed=0")) == 0
+    record = tmp_path / "runs/small/seed0/run.json"
+    facts = json.loads(record.read_text())
+    facts["starts"][0]["processes"] = 2
+    record.write_text(json.dumps(facts))
+    other = found_by(command("config/twoD.yaml", "seed=1"))
+    assert sweep.earlier_speed(other, threads=torch.get_num_threads()) is None
+
+
+def test_rows_from_before_a_crash_are_not_progress(command, tmp_path):
+    run = found_by(command("config/twoD.yaml"))._replace(step=2)
+    run.path.mkdir(parents=True)
+    log = run.path / "speed.csv"
+    began = time.time()
+    assert sweep.last_step(run, began) == 2
+    log.write_text("step,images_per_s\n3,9\n4,9\n")
+    os.utime(log, (began - 60, began - 60))
+    assert sweep.last_step(run, began) == 2
+    log.write_text("step,images_per_s\n3,9\n")  # trimmed by the run that goes on
+    os.utime(log, (began + 1, began + 1))
+    assert sweep.last_step(run, began) == 3
+
+
+def test_a_killed_run_is_not_blamed_on_its_last_line(tmp_path):
+    paths = argparse.Namespace(stderr=tmp_path / "e", result_pickle=tmp_path / "r")
+    paths.stderr.write_text("Going on from step 20\n 1%|x| 2/3\r 2%|x|")
+    job = argparse.Namespace(paths=paths)
+    words = "it was killed (for want of memory?); its last line: Going on from step 20 (log: "
+    assert sweep.last_words(job).startswith(words)
+    paths.result_pickle.touch()
+    assert sweep.last_words(job).startswith("Going on from step 20 (log: ")
 
 
 @pytest.mark.slow

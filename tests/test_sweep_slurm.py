@@ -53,14 +53,14 @@ def test_a_run_that_slurm_warns_saves_and_is_requeued(squares, tmp_path, monkeyp
     warned = []
     look = sweep.last_step
 
-    def warn_once(run):  # as SLURM does before the time limit or a preemption
+    def warn_once(run, since):  # as SLURM does before the time limit or a preemption
         if not warned and log.exists() and log.read_text().count("\n") > 5:
             names = [path.name for path in (tmp_path / "runs/.submitit").glob("*/*_log.out")]
             array = min(names).split("_")[0]
             warned.append(array)
             subprocess.run(["scancel", "--signal=USR2", f"{array}_0"], check=True)
             time.sleep(1)
-        return look(run)
+        return look(run, since)
 
     monkeypatch.setattr(sweep, "last_step", warn_once)
     assert sweep.main(arguments) == 0

@@ -413,6 +413,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["x.txt"]
 
 
+def test_what_a_link_leads_to_is_written(tmp_path):
+    (tmp_path / "there").mkdir()
+    path = tmp_path / "x.txt"
+    path.symlink_to(tmp_path / "there/y.txt")
+    for text in ("new", "newer"):
+        write_atomically(path, lambda file, text=text: file.write_text(text))
+        assert path.is_symlink()
+        assert (tmp_path / "there/y.txt").read_text() == text
+
+
 def test_rows_after_the_checkpoint_are_made_again(tmp_path):
     log = Log(tmp_path, 0)
     for step in (1, 2, 3):

@@ -22,8 +22,10 @@ class CheckpointError(ValueError):
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: old or new, never half.
 
-    Raises OSError (a full disk) with the old file intact and the temporary one removed.
+    A link stays one: what it leads to is written. Raises OSError (a full disk) with the old file
+    intact and the temporary one removed.
     """
+    path = Path(path).resolve()
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
@@ -44,7 +46,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         try:
             torch.save(state, temporary)
         except RuntimeError as error:  # how torch's writer reports a failed write
-            raise OSError(f"cannot write {path}: {error}") from error
+            raise OSError(f"cannot write {path} (is the disk full?): {error}") from error
 
     write_atomically(path, write)
 

@@ -106,6 +106,7 @@ def read_record(path: Path) -> dict[str, Any]:
             raise TypeError
         for start in record["starts"]:
             start["command"]
+        float(record.get("train_seconds", 0))
     except (ValueError, LookupError, TypeError) as error:
         raise RunFolderError(f"{path} is damaged: remove it, the run goes on without") from error
     return record
