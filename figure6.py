@@ -81,14 +81,15 @@ def main(arguments: list[str] | None = None) -> int:
         for path in options.scores:
             for name, scores in read_summary(path).items():
                 summary[name] = scores | summary.get(name, {})
-        options.out.mkdir(parents=True, exist_ok=True)
-        rows = score_representations(load_dataset, options.out / "figure6_untrained.json")
         names = [*(name for name in ROWS if name in summary), *sorted(summary.keys() - ROWS.keys())]
+        trained: Rows = {}
         for name in names:
             row = ROWS.get(name, (name, ""))[0]
-            if row in rows:
+            if row in trained or row in REPRESENTATIONS:
                 raise ValueError(f"--scores: '{name}' is the row '{row}', which is there already")
-            rows[row] = summary[name]
+            trained[row] = summary[name]
+        options.out.mkdir(parents=True, exist_ok=True)
+        rows = score_representations(load_dataset, options.out / "figure6_untrained.json") | trained
         write_json(options.out / "figure6.json", rows)
         text = tables(rows)
         write_atomically(options.out / "figure6.md", lambda file: file.write_text(text, "utf-8"))

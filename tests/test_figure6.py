@@ -84,14 +84,16 @@ def test_a_json_of_something_else_is_refused(tmp_path, capsys, text):
     assert error.count("\n") == 1
 
 
-def test_a_row_is_not_replaced_by_a_configuration_of_its_name(small, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(figure6, "load_dataset", lambda name: small)
-    monkeypatch.setattr(figure6, "score_representations", lambda *_: {"PCA": {}})
+@pytest.mark.parametrize(("names", "row"), [(["PCA"], "PCA"), (["VAE", "twoD_vae"], "VAE")])
+def test_a_row_is_not_replaced_by_a_configuration_of_its_name(
+    tmp_path, capsys, monkeypatch, names, row
+):
+    monkeypatch.setattr(figure6, "score_representations", lambda *_: pytest.fail("it has begun"))
     path = tmp_path / "metrics.json"
     score = {"beta_vae_paper": {"mean": 0.9, "spread": 0.1, "n": 3}}
-    path.write_text(json.dumps({"summary": {"PCA": score}}))
+    path.write_text(json.dumps({"summary": dict.fromkeys(names, score)}))
     assert figure6.main(["--scores", str(path), "--out", str(tmp_path)]) == 2
-    assert "'PCA' is the row 'PCA', which is there already" in capsys.readouterr().err
+    assert f"is the row '{row}', which is there already" in capsys.readouterr().err
 
 
 def test_a_missing_json_is_one_sentence(tmp_path, capsys):
