@@ -1,12 +1,10 @@
 # Every target makes the environment that it needs first; nothing outside this folder is touched.
 PYTHON ?= python3
-SEEDS = 0 1 2
-MODELS = twoD_infogan=infogan twoD_infogan_sn=infogan_sn \
-  twoD_infogan_broadcast=infogan_broadcast twoD_infogan_cr=infogan_cr twoD_vae=vae1 twoD=vae4
 RUN = .venv/bin/python
+STUDY = config/studies/twoD.yaml
 
-.PHONY: train test lint results figure6 study bench
-train: .venv/ready            ## the beta-VAE of config/twoD.yaml; again: goes on or says complete
+.PHONY: train test lint size study bench
+train: .venv/ready            ## train the beta-VAE of config/twoD.yaml; again: resume
 	$(RUN) train.py --config config/twoD.yaml
 
 test: .venv/ready-dev lint    ## the whole test suite
@@ -16,34 +14,16 @@ lint: .venv/ready-dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-results: .venv/ready          ## what res/2dshapes holds: train all seeds, publish, score
-	for model in $(MODELS); do run=$${model%=*} name=$${model#*=}; \
-	  for seed in $(SEEDS); do \
-	    $(RUN) train.py --config config/$$run.yaml seed=$$seed || exit; \
-	    if [ $$seed = 0 ]; then $(RUN) publish.py --run runs/$$run/seed0 --name $$name; \
-	    else $(RUN) publish.py --run runs/$$run/seed$$seed --name $${name}_seed$$seed \
-	      --out res/2dshapes/seeds --no-pictures; fi || exit; \
-	  done; \
-	done
-	$(RUN) evaluate.py --metrics all --json res/2dshapes/metrics.json \
-	  --checkpoint res/2dshapes/*.pt res/2dshapes/seeds/*.pt
-	for model in $(MODELS); do name=$${model#*=}; \
-	  cp runs/evaluated/$$name/codes.png res/2dshapes/$$name.png && \
-	  cp runs/evaluated/$$name/matrix_mig.png res/2dshapes/$${name}_matrix.png || exit; \
-	done
-	rm -f res/2dshapes/metrics_*.json  # of earlier runs
-	$(MAKE) figure6
+size: .venv/ready             ## lines of code: every file, the sum, the median
+	$(RUN) tests/test_size.py
 
-figure6: .venv/ready          ## the paper's Figure 6: baselines beside the models of metrics.json
-	$(RUN) figure6.py
+study: .venv/ready            ## every configuration with five seeds: days on two cores; again: resume
+	$(RUN) study.py run $(STUDY)
+	$(RUN) evaluate.py --metrics all --checkpoint runs/studies/twoD/*/seed?
+	$(RUN) study.py report $(STUDY)
 
-study: .venv/ready            ## every objective, five seeds: days on two cores; again: goes on
-	$(RUN) sweep.py --study config/studies/twoD.yaml
-	$(RUN) report.py --study config/studies/twoD.yaml
-
-bench: .venv/ready            ## images a second of training, seconds of every metric
-	$(RUN) benchmarks/train_speed.py --json benchmarks/train_speed.json
-	$(RUN) benchmarks/metrics.py
+bench: .venv/ready            ## images per second of training, beside a plain PyTorch loop
+	$(RUN) benchmarks/speed.py --json benchmarks/speed.json
 
 .venv/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=...')"
@@ -55,6 +35,6 @@ bench: .venv/ready            ## images a second of training, seconds of every m
 
 .venv/ready-dev: .venv/ready requirements-dev.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	# the second opinion of the metrics' tests; its own requirements (TensorFlow 1) are not needed
+	# the reference of the metrics' tests; its own requirements (TensorFlow 1) are not needed
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps disentanglement-lib==1.5
 	touch $@

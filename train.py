@@ -1,15 +1,16 @@
-"""Train one run: python train.py --config config/twoD.yaml [key.subkey=value ...]
+"""Train one run: python train.py --config config/twoD.yaml [section.key=value ...]
 
-The same command again goes on where the run stopped, or says that it is complete. Several
-processes train one run with torchrun --nproc_per_node=2 train.py --config config/twoD.yaml
+The same command again resumes an interrupted run, or says that the run is complete.
+Several processes: torchrun --nproc_per_node=2 train.py --config config/twoD.yaml
 """
 
 import argparse
-import functools
+import contextlib
 import os
 import shlex
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,311 +18,202 @@ import torch
 from torch import nn
 
 import config
-from data import DATASETS, ImageData, load_dataset
-from figures.run import Frames, draw_run, draw_training
-from models import MODELS, build_model, needs_objective, try_model
-from models.fast import keep_freed_memory
-from models.objectives import OBJECTIVES
-from training import (
-    Batches,
-    CompileError,
-    Log,
-    NonFiniteError,
-    PeerError,
-    RunFolder,
-    choose_device,
-    choose_precision,
-    hardware,
-    is_out_of_memory,
-    load_checkpoint,
-    need_compiler,
-    need_optimizers,
-    need_tensorboard,
-    process_group,
-    provenance,
-    rank_label,
-    read_record,
-    restore,
-    synchronise,
-    train,
-    uncompiled,
-    wait_for_all,
-)
+import files
+import runs
+from data import Batches, ImageData, mix
+from figures.charts import loss_curves, score_curves
+from figures.latents import fixed_noise
+from figures.motion import frame, training_gif
+from training.checkpoint import refuse_non_finite, restore, save_checkpoint
+from training.device import choose_device
+from training.folder import locked, record_start, write_record
+from training.interrupt import Interrupt
+from training.log import CsvSink, Window, new_warnings, open_sinks, read_log
+from training.processes import all_reduce_max, average, process_group, synchronise
 
-SCHEMA = config.make_schema(DATASETS, MODELS, OBJECTIVES)
-EXIT_BAD_INPUT = 2
-LAST_PICTURE = "training.gif"
+SHOWN = ("recon", "kl", "d_loss", "g_loss", "mi")  # terms beside the progress bar
+FRAME_SPRITES = 48  # images of fixed noise in a frame of training.gif
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="Keys:\n" + config.describe(SCHEMA),
+        epilog="Keys of a configuration:\n" + config.describe(runs.schema()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, help="a YAML file, such as config/twoD.yaml")
-    parser.add_argument("--runs", default="runs", type=Path, help="folder of all runs")
-    parser.add_argument(
-        "--print-config", action="store_true", help="print the resolved configuration and stop"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="objective.beta=8 seed=3")
+    add = parser.add_argument
+    add("--config", required=True, help="a YAML file, such as config/twoD.yaml")
+    add("--runs", default="runs", type=Path, help="folder of all runs")
+    add("--print-config", action="store_true", help="print the configuration and stop")
+    add("overrides", nargs="*", metavar="key=value", help="objective.beta=8 seed=3")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        values = resolve(options.config, options.overrides)
-        if options.print_config:
-            print(config.to_yaml(values), end="")
-            return 0
-        return run(values, options.runs)
-    except BrokenPipeError:  # what reads our output (| tee) has ended: nobody is left to be told
-        for stream in (sys.stdout, sys.stderr):  # else flushing them at exit fails again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return 128 + signal.SIGPIPE
-    except (ValueError, OSError) as error:  # bad input, or a disk that is full
-        _report(error)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        _report("stopped; the same command goes on from the last checkpoint")
-        return 128 + signal.SIGINT
-    except (NonFiniteError, PeerError) as error:
-        _report(error)
-        return 1
-    except CompileError as error:
-        reason = " ".join(str(error).splitlines()[:2])
-        kept = "the last checkpoint is intact, if there is one"
-        _report(f"torch.compile failed: {reason}; {kept}. train.compile=false does without it.")
-        return 1
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        _report(f"out of memory ({reason}): a smaller train.batch_size or model needs less")
-        return 1
+    return runs.exit_code("train.py", lambda: start(options))
 
 
-def _report(error: object) -> None:
-    print(f"train.py: {rank_label()}{error}", file=sys.stderr, flush=True)
-
-
-def resolve(path: str, overrides: list[str]) -> dict[str, Any]:
-    """The complete configuration of a run as plain values. Raises config.ConfigError."""
-    values = config.apply_overrides(config.read_yaml(path), overrides)
-    values = config.validate(SCHEMA, values)
-    name, objective = values["model"]["name"], values["objective"]
-    if needs_objective(name) and objective is None:
-        raise config.ConfigError(
-            f"key 'objective' is missing: the model '{name}' needs one of {', '.join(OBJECTIVES)}"
-        )
-    if not needs_objective(name) and objective is not None:
-        raise config.ConfigError(f"the model '{name}' has its own loss: take out 'objective'")
-    try:  # what a constructor refuses is refused before a folder is made
-        try_model(values["model"], objective)
-    except ValueError as error:
-        raise config.ConfigError(str(error)) from error
-    return values
-
-
-def run_path(values: dict[str, Any], runs: Path) -> Path:
-    """The folder of the run that `values` describe."""
-    return runs / values["name"] / f"seed{values['seed']}"
-
-
-def saved_state(path: Path) -> dict[str, Any] | None:
-    """The checkpoint in a run folder, None where there is none. Raises CheckpointError."""
-    return load_checkpoint(path) if (path / "checkpoint.pt").exists() else None
-
-
-def is_complete(state: dict[str, Any] | None, path: Path, steps: int) -> bool:
-    """Whether the run in `path`, saved as `state`, needs neither training nor pictures.
-
-    Published weights, which have no optimisers, have been through both.
-    """
-    if state is None or state["step"] < steps:
-        return False
-    return "optimizers" not in state or (path / LAST_PICTURE).exists()
-
-
-def as_resolved(path: Path) -> str:
-    """The text of a run's config.yaml with the defaults of keys that it was written without.
-
-    Where the file is lost, what the checkpoint beside it knows.
-    """
-    values = config.read_yaml(path) if path.exists() else load_checkpoint(path.parent)["config"]
-    with config.named(path):
-        return config.to_yaml(config.validate(SCHEMA, values))
-
-
-def holds(path: Path, values: dict[str, Any]) -> bool:
-    """Whether the run folder `path` has a checkpoint and is of this very configuration."""
-    files = [path / name for name in ("checkpoint.pt", "config.yaml")]
-    if not all(file.exists() for file in files):
-        return False
-    return as_resolved(files[1]) == config.to_yaml(values)
-
-
-def configuration(state: dict[str, Any], path: Path) -> dict[str, Any]:
-    """What the run in `path`, saved as `state`, was trained with; younger keys get defaults."""
-    with config.named(path):
-        return config.validate(SCHEMA, state["config"])
-
-
-def is_extended(state: dict[str, Any], path: Path) -> bool:
-    """Whether the run in `path`, saved as `state`, has taken over more steps than that knows of.
-
-    So it is from the start of a longer training to the first checkpoint that it saves.
-    """
-    return (path / "config.yaml").exists() and not holds(path, configuration(state, path))
-
-
-def run(values: dict[str, Any], runs: Path) -> int:
-    """Train the run that `values` describe until it is complete or interrupted; its exit code."""
-    device = choose_device(values["train"]["device"])
-    path = run_path(values, runs)
-    state = saved_state(path)
-    if state is None or state["step"] < values["train"]["steps"]:
-        if values["train"]["compile"]:
-            need_compiler(device)
-        if values["train"]["tensorboard"]:
-            need_tensorboard()
-        if state:
-            need_optimizers(state, path)  # before the folder takes over the longer configuration
-    with process_group(device) as (rank, processes):
-        if rank > 0:
-            wait_for_all()  # rank 0 has made or refused the folder
-            return run_in(path, None, values, device, rank, processes)
-        with RunFolder(path, config.to_yaml(values), as_resolved) as folder:
-            wait_for_all()
-            try:
-                return run_in(path, folder, values, device, rank, processes)
-            except BrokenPipeError:
-                raise
-            except OSError as error:
-                if not (path / "checkpoint.pt").exists():
-                    raise
-                kept = "the last checkpoint is intact, the same command goes on from it"
-                raise OSError(f"{error} ({path}: {kept})") from error
-
-
-def run_in(
-    path: Path,
-    folder: RunFolder | None,
-    values: dict[str, Any],
-    device: torch.device,
-    rank: int,
-    processes: int,
-) -> int:
-    """`run` in a folder that is this run's own; rank 0 has it open and alone writes to it."""
-    settings, seed = values["train"], values["seed"]
-    checkpoint = path / "checkpoint.pt"
-    state = saved_state(path)
-    if is_complete(state, path, settings["steps"]):
-        if folder:
-            print(f"This run is complete ({state['step']:,} steps). {_next(path)}")
+def start(options: argparse.Namespace) -> int:
+    """Resolve the configuration, take the run's folder, train."""
+    values = runs.resolve(options.config, options.overrides)
+    if options.print_config:
+        print(config.to_yaml(values), end="")
         return 0
-
-    keep_freed_memory()
-    data = load_dataset(**values["dataset"]).to(device)
-    if state and (state["images"], tuple(state["image_shape"])) != (len(data), data.image_shape):
-        raise ValueError(
-            f"{checkpoint} was trained on {state['images']:,} images of {state['image_shape']}, "
-            f"but the data set now has {len(data):,} of {list(data.image_shape)}"
-        )
-    if state and state.get("data", data.fingerprint) != data.fingerprint:
-        raise ValueError(
-            f"{checkpoint} was trained on other images or factors than the data set has"
-        )
-    model = make_model(values, data, device)
+    folder, device = runs.folder_of(values, options.runs), choose_device(values["train"]["device"])
+    state = runs.saved_state(folder)
     if state:
-        restore(model, state, checkpoint, optimizers=True)
+        runs.refuse_other_run(state, values, folder)
+        is_drawn = (folder / "training.gif").exists() or "optimizers" not in state  # published
+        if state["step"] >= values["train"]["steps"] and is_drawn:
+            print(f"This run is complete ({state['step']:,} steps). {next_command(folder)}")
+            return 0
+    with contextlib.ExitStack() as stack:
+        rank, processes = stack.enter_context(process_group(device))
+        if rank == 0:
+            stack.enter_context(locked(folder))
+        all_reduce_max(0)  # the others wait until rank 0 has the folder
+        return train(values, folder, device, rank, processes)
+
+
+def train(
+    values: dict[str, Any], folder: Path, device: torch.device, rank: int, processes: int
+) -> int:
+    """Train the run of a configuration in its folder, until it is complete or interrupted.
+
+    Only rank 0 logs, draws and saves. Everything random is a function of (seed, step, rank), so an
+    interrupted run resumes and produces bit-identical results.
+    """
+    settings, seed, is_main = values["train"], values["seed"], rank == 0
+    steps, size = settings["steps"], settings["batch_size"]
+
+    # Initial state: the weights of the seed, or the checkpoint of this very run.
+    state = runs.saved_state(folder)
+    if state:
+        runs.refuse_other_run(state, values, folder)
+    data, model = runs.build(values, device)
+    batches = Batches(len(data), size, seed, rank, processes)
+    if state:
+        runs.refuse_other_data(state, data, folder)
+        restore(model, state, folder, optimizers=True)
     synchronise(model)
-    start = state or {"step": 0, "image_shape": list(data.image_shape), "images": len(data)}
-    start |= {"config": values, "data": data.fingerprint}
+    first, seconds = (state["step"], state.get("seconds", 0.0)) if state else (0, 0.0)
+    window = Window(device, state and state["window"])
+    del state
 
-    go = functools.partial(
-        train,
-        model,
-        functools.partial(data.batch, dtype=model.dtype),
-        Batches(len(data), settings["batch_size"], seed, rank, processes),
-        checkpoint,
-        start=start,
-        steps=settings["steps"],
-        seed=seed,
-        **{key: settings[key] for key in ("log_every", "draw_every", "save_every")},
-    )
-    if folder is None:
-        stopped_by = go(log=None, draw=None)
-    else:
-        if state:
-            print(f"Going on from step {state['step']:,} in {path}", file=sys.stderr)
-            warn_of_precision(path / "run.json", model.dtype)
-        folder.take()
-        (path / LAST_PICTURE).unlink(missing_ok=True)  # of a shorter run: it marks completeness
-        steps = start["step"], settings["log_every"], settings["steps"]
-        log = Log(path, *steps, settings["tensorboard"])
-        steps = start["step"], settings["draw_every"], settings["steps"]
-        frames = Frames(path / "frames", *steps, model)
-        facts = {"from_step": start["step"], "precision": str(model.dtype).removeprefix("torch.")}
-        facts |= {"processes": processes, "hardware": hardware(device)}
-        folder.describe(start=provenance() | facts, anew=state is None)
-        stopped_by = go(log=log, draw=frames.add)
-        log.close()
-    if stopped_by:
-        if folder:
-            name = signal.Signals(stopped_by).name
-            text = f"Stopped by {name}, saved in {path}. The same command goes on from here."
-            print(text, flush=True)
-        wait_for_all()  # the first process to end makes torchrun end the others
-        return 128 + stopped_by
-    if folder is None:
-        return 0
+    # The files of the run: configuration, record of this start, log, scores, frames.
+    sinks, scores = [], None
+    if is_main:
+        files.write(folder / "config.yaml", config.to_yaml(values))
+        record = record_start(folder, first, model.dtype, device, processes)
+        last_row = first - window.count  # the last step that is in the log for good
+        sinks = open_sinks(folder, last_row, values) if first < steps else []
+        if settings["score_every"]:
+            scores = CsvSink(folder / "scores.csv", first, complete=False)
+        for step, path in frames_in(folder / "frames"):
+            if step > first:
+                path.unlink()  # drawn between the last checkpoint and a crash
+    noise, began, warned = fixed_noise(model, FRAME_SPRITES), time.perf_counter() - seconds, set()
+    bar = runs.progress_bar(steps * size, "start", initial=first * size, disable=not is_main)
 
-    title = f"{values['name']}, seed {seed}"
-    random_images = data.batch(data.random_index(2048, seed=0))
-    with uncompiled():
+    def save(name: str, step: int) -> None:
+        refuse_non_finite(step, window.mean(), model)
+        if not is_main:
+            return
+        for sink in sinks:
+            sink.sync()  # no checkpoint is ahead of the log
+        optimizers = {key: optimizer.state_dict() for key, optimizer in model.optimizers.items()}
+        checkpoint = {"config": values, "image_shape": list(data.image_shape), "images": len(data)}
+        checkpoint |= {"data": data.fingerprint, "step": step, "window": window.state()}
+        checkpoint["seconds"] = time.perf_counter() - began
+        checkpoint |= {"model": model.state_dict(), "optimizers": optimizers}
+        save_checkpoint(folder / name, checkpoint)
+
+    model.train()
+    with Interrupt() as interrupt, bar, contextlib.ExitStack() as stack:
+        for sink in [*sinks, *([scores] if scores else [])]:
+            stack.callback(sink.close)
+        for step in range(first, steps):
+            # One step: its images and its noise depend on (seed, step, rank) only.
+            torch.manual_seed(mix(seed, step, rank))
+            terms = model.train_step(data.batch(batches[step], model.dtype), step)
+            window.add(average(terms))  # stays on the device
+            done = step + 1
+            stop = all_reduce_max(interrupt.signal)  # all processes stop at the same step
+
+            # Every log_every steps: one row with the mean of every term. The only device sync.
+            if done % settings["log_every"] == 0 or done == steps:
+                means = window.mean()
+                refuse_non_finite(done, means)
+                for sink in sinks:
+                    sink.row(done, {"images": done * size} | means)
+                if done % settings["log_every"] == 0:
+                    window.reset()  # else the row is provisional: a longer run writes it again
+                for warning in new_warnings(model, means, warned) if is_main else ():
+                    bar.write(f"warning at step {done:,}: {warning}", file=sys.stderr)
+                shown = {name: f"{means[name]:.4g}" for name in SHOWN if name in means}
+                bar.set_postfix(shown, refresh=False)
+                bar.set_description(f"step {done:,}/{steps:,}", refresh=False)
+
+            # Every draw_every steps: a frame of training.gif; every score_every: a row of scores.
+            is_frame = done % settings["draw_every"] == 0 or done == steps
+            is_scored = scores is not None and done % settings["score_every"] == 0
+            if is_main and (is_frame or is_scored):
+                model.eval()
+                if is_frame:
+                    files.write(folder / "frames" / f"{done:08d}.png", frame(model, noise))
+                if is_scored:
+                    row = {"images": done * size, "minutes": (time.perf_counter() - began) / 60}
+                    scores.row(done, row | runs.quick_scores(model, data))
+                model.train()
+
+            # Every save_every steps, at the end and when told to stop: the checkpoint.
+            if done % settings["save_every"] == 0 or done == steps or stop:
+                save("checkpoint.pt", done)
+            if settings["keep_every"] and done % settings["keep_every"] == 0:
+                save(f"checkpoint_{done:08d}.pt", done)
+            try:
+                bar.update(size)
+            except BrokenPipeError:  # Ctrl-C has ended the reader of our output (| tee)
+                interrupt.signal = interrupt.signal or signal.SIGPIPE  # save at the next step
+            if stop and done < steps:
+                if is_main:
+                    print(f"Stopped and saved in {folder}. The same command resumes.")
+                return 128 + stop
+        seconds = time.perf_counter() - began
+
+    # The end: what the record says about the whole run, and pictures.
+    if is_main:
+        record |= {"images_seen": max(first, steps) * size, "train_seconds": round(seconds, 1)}
+        write_record(folder, record)
         model.eval()
-        if not frames.all():  # lost since
-            frames.add(settings["steps"])
-        draw_run(model, path, data.reference_images(), random_images, title=title)
-    images_seen = settings["steps"] * settings["batch_size"]
-    seconds = log.seconds()
-    timed = {} if seconds is None else {"train_seconds": round(seconds, 1)}
-    folder.describe(images_seen=images_seen, **timed)
-    draw_training(path, frames.all(), title=title)  # last: it marks completeness
-    print(f"Done: {path}." + (f" {_next(path)}" if data.grid else ""))
+        draw(folder, model, data, f"{values['name']}, seed {seed}")
+        print(f"Done: {folder}. {next_command(folder)}")
     return 0
 
 
-def warn_of_precision(record: Path, dtype: torch.dtype) -> None:
-    """A line on stderr where a run goes on in another precision than it was last started in."""
-    starts = read_record(record)["starts"] if record.exists() else []
-    before, now = (starts or [{}])[-1].get("precision"), str(dtype).removeprefix("torch.")
-    if before not in (None, now):
-        text = f"it goes on in {now}, up to here it was trained in {before} (train.precision)"
-        print(f"warning: {text}", file=sys.stderr)
+def frames_in(folder: Path) -> list[tuple[int, Path]]:
+    """(step, file) of the frames of training.gif, in order."""
+    return sorted((int(path.stem), path) for path in folder.glob("*.png") if path.stem.isdecimal())
 
 
-def make_model(values: dict[str, Any], data: ImageData, device: torch.device) -> nn.Module:
-    """The model of a run as it starts: weights of its seed, on the device, in its precision."""
-    torch.manual_seed(values["seed"])  # of the initial weights
-    model = build_model(data.image_shape, values["model"], values["objective"], len(data))
-    model = model.to(device, memory_format=torch.channels_last)
-    model.dtype = choose_precision(values["train"]["precision"], device)
-    if values["train"]["compile"]:
-        kind = type(model)
-        if kind.compile is nn.Module.compile and kind.forward is nn.Module.forward:
-            name = values["model"]["name"]
-            raise ValueError(
-                f"train.compile: the model '{name}' has no forward or compile of its own"
-            )
-        model.compile(dynamic=False)  # every step has the same shapes
-    return model
+def draw(folder: Path, model: nn.Module, data: ImageData, title: str) -> None:
+    """Write all pictures of a trained model into the folder of its run."""
+    pictures = runs.draw(model, data, title)
+    if (folder / "log.csv").exists():
+        pictures["curves.png"] = loss_curves(read_log(folder / "log.csv"), title=title)
+    if (folder / "scores.csv").exists():
+        pictures["scores.png"] = score_curves(read_log(folder / "scores.csv"), title=title)
+    frames = [(step, path.read_bytes()) for step, path in frames_in(folder / "frames")]
+    frames = frames or [(0, frame(model, fixed_noise(model, FRAME_SPRITES)))]  # they were deleted
+    pictures["training.gif"] = training_gif(frames, title=title)  # last: all others are there
+    for name, content in pictures.items():
+        files.write(folder / name, content)
 
 
-def _next(path: Path) -> str:
-    python = Path(sys.executable)
-    here = python.is_relative_to(Path.cwd())
-    name = python.relative_to(Path.cwd()) if here else "python"
-    return f"Next: {name} evaluate.py --checkpoint {shlex.quote(str(path))}"
+def next_command(folder: Path) -> str:
+    """The command that scores this run, as it can be typed in the current folder."""
+    script = os.path.relpath(Path(__file__).with_name("evaluate.py"))
+    python = os.path.relpath(sys.executable)
+    words = ["python" if python.startswith("..") else python, script, "--checkpoint", str(folder)]
+    return f"Next: {shlex.join(words)}"
 
 
 if __name__ == "__main__":

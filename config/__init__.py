@@ -1,26 +1,5 @@
-"""Typed, strict configuration: YAML files, overrides from the command line, one clear sentence."""
+"""Strict, typed configuration: YAML files, overrides, validation with clear messages."""
+# ruff: noqa: F401
 
-from config.loader import (
-    ConfigError,
-    apply_overrides,
-    describe,
-    named,
-    parse_yaml,
-    read_yaml,
-    to_yaml,
-    validate,
-)
-from config.schema import make_schema, sections_schema
-
-__all__ = [
-    "ConfigError",
-    "apply_overrides",
-    "describe",
-    "make_schema",
-    "named",
-    "parse_yaml",
-    "read_yaml",
-    "sections_schema",
-    "to_yaml",
-    "validate",
-]
+from config.load import REMOVED, ConfigError, apply_overrides, read_yaml, to_yaml, validate
+from config.schema import describe, make_schema, sections_schema

@@ -1,241 +1,138 @@
-"""A study: many runs in one YAML file, every configuration with every seed.
-
-    name: twoD                   # its runs go to runs/studies/<name>/
-    seeds: 0-4                   # or 3, [0, 2], "0-2,7"
-    train: {steps: 15625}        # keys of the section train, for every run
-    runs:
-      - config: config/twoD.yaml # path from where the command is typed
-        name: twoD_long          # default: the name in that file
-        overrides: {model.lr: 1e-4}
-        grid: {objective.beta: [1, 4, 8]}  # every combination; names twoD_long-beta1, ...
-    slurm: {partition: cpu, timeout_min: 240}
-
-Of two settings of one key the later one counts: configuration, train, overrides, grid.
-"""
+"""Studies: every configuration with every seed, described in one YAML file."""
 
 import itertools
 import json
-import os
 import re
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
-from config.loader import ConfigError, named, parse_yaml, read_yaml, split_override, validate
+from config.load import ConfigError, apply_overrides, read_yaml, validate
 from config.schema import Strict
 
-NAME = r"^\w[\w.-]*$"
-SEEDS = re.compile(r"\d{1,10}(-\d{1,10})?(,\d{1,10}(-\d{1,10})?)*")
-MAX_SEEDS = 1000  # a slip such as 0-20250101 is refused, not expanded
-PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")  # text that needs no quotes in YAML
-
-
-class Member(NamedTuple):
-    """One run; `overrides` hold all that differs from `config`, its name and seed included."""
-
-    config: str
-    overrides: tuple[str, ...]
-    name: str
-    seed: int
-
-
-def parse_seeds(value: Any) -> Any:
-    """A list of seeds from 3, [0, 2], "0-4" or "0-2,7"; other values are left to the schema."""
-    if isinstance(value, list):
-        return value
-    parts = [part.split("-") for part in str(value).split(",")]
-    if isinstance(value, bool) or not SEEDS.fullmatch(str(value)):
-        parts = []
-    ranges = [range(int(part[0]), int(part[-1]) + 1) for part in parts]
-    if not ranges or not all(ranges) or sum(map(len, ranges)) > MAX_SEEDS:
-        allowed = f"a number, a list of numbers, a range as 0-4 or 0-2,7 (at most {MAX_SEEDS})"
-        raise PydanticCustomError("seeds", allowed)
-    return list(itertools.chain(*ranges))
+MAX_SEEDS = 1000  # a slip such as 0-20250101 is refused
 
 
 class Entry(Strict):
-    """One configuration file and what is changed in it."""
+    """A configuration, or one for every combination of the values in `grid`."""
 
     config: str
-    name: str | None = None
+    name: str | None = None  # default: the one in the file
     overrides: dict[str, Any] = Field(default_factory=dict)
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
 
 
-class Slurm(Strict):
-    """What every job asks of SLURM."""
-
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    timeout_min: int = Field(24 * 60, ge=1, description="a run that needs longer is requeued")
-    mem_gb: float = Field(4, gt=0)
-    cpus_per_task: int = Field(1, ge=1)
-    gpus_per_node: int = Field(0, ge=0)
-
-
 class Study(Strict):
-    """The runs of a study and how to start them."""
+    """The keys of a study."""
 
-    name: str = Field(pattern=NAME)
-    seeds: Annotated[list[int], BeforeValidator(parse_seeds), Field(min_length=1)]
-    metrics: str = Field("all", description="what evaluate.py shall compute")
-    train: dict[str, Any] = Field(default_factory=dict)
-    runs: list[Entry] = Field(min_length=1)
-    slurm: Slurm = Slurm()
-    jobs: int | None = Field(None, ge=1, description="runs at a time")
-    threads: int | None = Field(None, ge=1, description="threads a run")
-
-    @property
-    def home(self) -> Path:
-        """Where its runs are trained: not where train.py alone puts a run of the same name."""
-        return Path("runs") / "studies" / self.name
-
-    @property
-    def published(self) -> Path:
-        """Where publish.py keeps its finished runs."""
-        return Path("res") / self.name / "runs"
+    name: str = Field(pattern=r"^\w[\w.-]*$")
+    seeds: int | str | list[int]  # 3, [0, 2], "0-4" or "0-2,7"
+    runs: list[dict[str, Any]] = Field(min_length=1)  # of Entry
+    train: dict[str, Any] = Field(default_factory=dict)  # overrides of every entry
+    baseline: str | None = None  # the configuration that the others are compared with
+    documents: list[str] = Field(default_factory=list)  # files with tables between markers
+    shown: dict[str, str] = Field(
+        default_factory=dict
+    )  # rows of the table "scores" and their names
+    slurm: dict[str, Any] = Field(default_factory=dict)  # parameters of submitit.AutoExecutor
 
 
-def load_study(path: str | os.PathLike) -> Study:
-    """The study in a YAML file. Raises ConfigError: the key, the value, what is allowed."""
-    values = read_yaml(path)
-    with named(path):
-        study = Study(**validate(Study, values))
-        members(study)
+def read_study(path: str) -> dict[str, Any]:
+    """Return the study in a YAML file. Raises ConfigError."""
+    study = validate(Study, read_yaml(path))
+    study["runs"] = [validate(Entry, entry) for entry in study["runs"]]
     return study
 
 
-def study_of(path: str, overrides: list[str]) -> Study:
-    """The study that `--config path key=a,b seed=0-4` describes. Raises ConfigError.
+def study_of(path: str, words: Sequence[str]) -> dict[str, Any]:
+    """Return the study of all combinations that `key=a,b seed=0-4` describes."""
+    texts = _as_dict(words)
+    name, seeds, grid = texts.pop("name", None), texts.pop("seed", "0"), {}
+    for key, values in texts.items():
+        # as in a YAML list, commas inside of brackets and quotes do not separate values
+        grid[key] = apply_overrides({}, [f"values=[{values}]"])["values"] or [None]
+    entry = {"config": path, "name": name, "overrides": {}, "grid": grid}
+    return validate(Study, {"name": "study", "seeds": seeds, "runs": [entry]})
 
-    The commas outside of brackets and quotes separate the values of a key.
+
+def members(study: dict[str, Any], choices: Sequence[str] = ()) -> list[tuple[str, list[str]]]:
+    """Return (file, overrides) of every run, or of those that `name=a,b seed=0-2` chooses.
+
+    All configurations of a seed come before the next seed: an interrupted study compares them all.
     """
-    values = read_yaml(path)
-    keys = {"seed": values.get("seed", 0), "name": values.get("name")}
-    grid = {}
-    for key, text in _each_once(overrides).items():
-        if key in keys:
-            keys[key] = text
-            continue
-        with named(f"value of '{key}'"):
-            grid[key] = parse_yaml(f"[{text}]") or [None]  # key= is null, as for train.py
-    run = {"config": path, "name": keys["name"], "grid": grid}
-    given = {"name": keys["name"], "seeds": keys["seed"], "runs": [run]}
-    return Study(**validate(Study, given))
+    overrides, seeds, texts = _configurations(study), parse_seeds(study["seeds"]), _as_dict(choices)
+    names = texts.pop("name", ",".join(overrides)).split(",")
+    chosen = parse_seeds(texts.pop("seed", study["seeds"]))
+    baseline = [study["baseline"]] if study["baseline"] else []
+    _refuse_others("choice", texts, ["name", "seed"])
+    _refuse_others("name", names, overrides)
+    _refuse_others("seed", chosen, seeds)
+    _refuse_others("baseline", baseline, overrides)
+    pairs = [(path, words) for name, (path, words) in overrides.items() if name in names]
+    return [(path, [*words, f"seed={seed}"]) for seed in chosen for path, words in pairs]
 
 
-def members(study: Study) -> list[Member]:
-    """Every run: for each seed all configurations in the file's order.
-
-    So a study that is stopped half way has compared them all. Raises ConfigError where two
-    configurations would share a folder.
-    """
-    if len(set(study.seeds)) < len(study.seeds):
-        raise ConfigError(f"seeds: {study.seeds} is not allowed; allowed: each seed once")
-    found: dict[str, tuple[int, str, tuple[str, ...]]] = {}
-    for number, entry in enumerate(study.runs):
-        for name, overrides in _configurations(study, entry, f"runs.{number}"):
-            if name in found:
-                other, config, _ = found[name]
-                if other == number:
-                    raise ConfigError(f"runs.{number}.grid: two choices are called {name!r}")
-                raise ConfigError(
-                    f"runs.{number}: the name {name!r} is taken by runs.{other} ({config}); "
-                    "give one of them another name (key 'name')"
-                )
-            found[name] = number, entry.config, overrides
-    return [
-        Member(config, (*overrides, f"name={_text('name', name)}", f"seed={seed}"), name, seed)
-        for seed in study.seeds
-        for name, (_, config, overrides) in found.items()
-    ]
+def _configurations(study: dict[str, Any]) -> dict[str, tuple[str, list[str]]]:
+    """Name -> (file, overrides). Later settings of a key count: file, train, overrides, grid."""
+    result = {}
+    common = [(f"train.{key}", value) for key, value in study["train"].items()]
+    for entry in study["runs"]:
+        if {"name", "seed"} & {*entry["overrides"], *entry["grid"]}:
+            raise ConfigError("'name' and 'seed' are no overrides; use the keys 'name' and 'seeds'")
+        base = entry["name"] or read_yaml(entry["config"]).get("name") or ""
+        settings = [*common, *entry["overrides"].items()]
+        for values in itertools.product(*entry["grid"].values()):
+            choice = list(zip(entry["grid"], values, strict=True))
+            name = base + "".join(_suffix(k, v) for k, v in choice if len(entry["grid"][k]) > 1)
+            if name in result:
+                raise ConfigError(f"two configurations are named '{name}'; give one a key 'name'")
+            words = [_override(*pair) for pair in [*settings, *choice, ("name", name)]]
+            result[name] = entry["config"], words
+    return result
 
 
-def choose(study: Study, choices: list[str]) -> list[Member]:
-    """The members that `name=twoD_vae,twoD_factor seed=0-2` names; a key left out chooses all.
-
-    Raises ConfigError: what is chosen and not in the study.
-    """
-    found = members(study)
-    there = {key: {getattr(member, key): None for member in found} for key in ("name", "seed")}
-    for key, text in _each_once(choices).items():
-        if key not in there:
-            raise ConfigError(
-                f"'{key}={text}' goes with --config, or into the study's file; allowed with "
-                "--study: name=a,b and seed=0-2, which choose among its runs"
-            )
-        try:
-            asked = text.split(",") if key == "name" else parse_seeds(text)
-        except PydanticCustomError as error:
-            allowed = "a number, or a range as 0-4 or 0-2,7"
-            raise ConfigError(f"{key}: {text!r} is not allowed; allowed: {allowed}") from error
-        for value in asked:
-            if value not in there[key]:
-                allowed = ", ".join(map(str, there[key]))
-                raise ConfigError(f"{key}: {value!r} is not in the study; allowed: {allowed}")
-        found = [member for member in found if getattr(member, key) in asked]
-    if not found:
-        raise ConfigError(f"{' '.join(choices)} chooses no run")
-    return found
+def parse_seeds(value: int | str | list[int]) -> list[int]:
+    """Return seeds from 3, [0, 2], "0-4" or "0-2,7". Raises ConfigError."""
+    parts, ranges = str(value).strip("[]").replace(" ", "").split(","), []
+    if all(re.fullmatch(r"\d{1,9}(-\d{1,9})?", part) for part in parts):
+        bounds = [part.split("-") for part in parts]
+        ranges = [range(int(bound[0]), int(bound[-1]) + 1) for bound in bounds]
+    count = sum(map(len, ranges))
+    if not 0 < count <= MAX_SEEDS or len(set().union(*ranges)) < count:
+        allowed = f"a list, 0-4 or 0-2,7, with each seed once and at most {MAX_SEEDS}"
+        raise ConfigError(f"seeds: {value!r} is not allowed; allowed: {allowed}")
+    return list(itertools.chain(*ranges))
 
 
-def member_folder(member: Member, runs: Path) -> Path:
-    """The folder of a member in a folder of runs, such as Study.home or Study.published."""
-    return runs / member.name / f"seed{member.seed}"
+def _as_dict(words: Sequence[str]) -> dict[str, str]:
+    """Key -> text of `key=text`."""
+    result = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or key in result:
+            raise ConfigError(f"'{word}' is not allowed; allowed: each key once, as key=a,b")
+        result[key] = text
+    return result
 
 
-def _each_once(overrides: list[str]) -> dict[str, str]:
-    """Key -> text of `key=a,b`."""
-    found = {}
-    for key, text in map(split_override, overrides):
-        if key in found:
-            raise ConfigError(f"{key} is given twice; allowed: once with all values, {key}=a,b")
-        found[key] = text
-    return found
-
-
-def _configurations(study: Study, entry: Entry, where: str) -> list[tuple[str, tuple[str, ...]]]:
-    for key in [*entry.overrides, *entry.grid]:
-        if key in ("name", "seed"):
-            raise ConfigError(
-                f"{where}: '{key}' is no override; use the key '{where}.name' or 'seeds'"
-            )
-    base = entry.name or read_yaml(entry.config).get("name")
-    if base is None:
-        raise ConfigError(f"{where}: {entry.config} has no name; give one (key 'name')")
-    common = _then({f"train.{key}": v for key, v in study.train.items()}, entry.overrides)
-    found = []
-    for values in itertools.product(*entry.grid.values()):
-        choice = dict(zip(entry.grid, values, strict=True))
-        with named(where):
-            changed = {key: _text(key, value) for key, value in _then(common, choice).items()}
-            varied = [_suffix(key, choice[key]) for key in choice if len(entry.grid[key]) > 1]
-        texts = tuple(f"{key}={text}" for key, text in changed.items())
-        found.append(("".join([str(base), *varied]), texts))
-    return found
-
-
-def _then(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
-    """Both in the order in which they apply: a key of both has its value and its place in later."""
-    return {key: value for key, value in earlier.items() if key not in later} | later
+def _refuse_others(key: str, values: Iterable[Any], allowed: Iterable[Any]) -> None:
+    for value in values:
+        if value not in allowed:
+            names = ", ".join(map(str, allowed))
+            raise ConfigError(f"{key}: {value!r} is not in the study; allowed: {names}")
 
 
 def _suffix(key: str, value: Any) -> str:
-    text = _text(key, value)
-    if isinstance(value, float) and float(f"{value:g}") == value:
-        text = f"{value:g}"
-    return f"-{key.rpartition('.')[2]}" + re.sub(r"[^\w.-]+", "_", text.replace("+", "")).strip("_")
+    """What a value adds to the name of a configuration, such as "-beta4" or "-lr0.0001"."""
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return re.sub(r"[^\w.-]+", "_", f"-{key.rpartition('.')[2]}{text.replace('+', '')}")
 
 
-def _text(key: str, value: Any) -> str:
-    # JSON is YAML, and keeps the types; plain words stay readable without its quotes
-    plain = isinstance(value, str) and PLAIN.fullmatch(value) and parse_yaml(value) == value
-    try:
-        return value if plain else json.dumps(value)
-    except (TypeError, ValueError, RecursionError) as error:  # of a tag (!!), or within itself
-        allowed = "numbers, text, true, false, null, lists and mappings of them"
-        raise ConfigError(f"{key}: {value!r} is not allowed; allowed: {allowed}") from error
+def _override(key: str, value: Any) -> str:
+    """`key=value`, which is read back as this value; in quotes only where YAML needs them."""
+    quoted = f"{key}={json.dumps(value, default=str)}"
+    if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value):
+        plain = f"{key}={value}"
+        return plain if apply_overrides({}, [plain]) == apply_overrides({}, [quoted]) else quoted
+    return quoted

@@ -1,77 +1,50 @@
-"""dSprites (Matthey et al. 2017): 737,280 binary images of a square, an ellipse and a heart.
+"""dSprites (Matthey et al. 2017): 737,280 binary images of a square, an ellipse and a heart."""
 
-Rendered from their exact geometry, or read from the published file; either way at one bit a pixel.
-"""
-
-import hashlib
-import http.client
-import os
-import sys
-import zipfile
 from pathlib import Path
-from typing import BinaryIO, Literal
-from urllib.request import urlopen
+from typing import Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import cache
-from data.grid import FactorGrid
-from data.images import ImageData, PackedImages
-from data.npz import NPZ_ERRORS
+import files
+from data.cache import cached
+from data.images import FactorGrid, ImageData, PackedImages
 
 GRID = FactorGrid(("shape", "scale", "orientation", "posX", "posY"), (3, 6, 40, 32, 32))
 REFERENCES = {"square": 87040, "ellipse": 332800, "heart": 578560}  # of published traversals
 SIDE = 64  # pixels
 BYTES = SIDE * SIDE // 8  # per packed image
-# cache.checksum(render()), the same on every machine; see _snap.
-RENDERED_CHECKSUM = "e457ce7b27525b55531e0646755c1b73"
+RENDERED_CHECKSUM = "e457ce7b27525b55531e0646755c1b73"  # on every machine, see _snap
 
-OFFICIAL_FILE = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
 OFFICIAL_URL = (
-    f"https://raw.githubusercontent.com/google-deepmind/dsprites-dataset/master/{OFFICIAL_FILE}"
+    "https://raw.githubusercontent.com/google-deepmind/dsprites-dataset/master/"
+    "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
 )
-# The publishers give no checksum; independent public loaders agree on this one (latte, vaetc,
-# regression-datasets and others). It guards against damage; the size is the one the server names.
+# The publishers give no checksum; independent public loaders (latte, vaetc) agree on this one.
 OFFICIAL_MD5 = "7da33b31b13a06f4b04a70402ce90c2e"
 
 
 def load_dsprites(
-    cache_dir: Path,
-    *,
-    source: Literal["render", "official"] = "render",
-    path: str | None = None,
+    cache_dir: Path, *, source: Literal["render", "official"] = "render", path: str | None = None
 ) -> ImageData:
-    """Load all of dSprites, from the cache if it was made before.
+    """All of dSprites: 64x64 binary images of every combination of five factors.
 
-    source "render": draw the images; "official": read the npz at path (the file, or the folder
-    that has it or shall get it; default cache_dir), downloaded first if it is not there. Raises
-    ValueError for another source, a path without use or a file of other content, ConnectionError
-    if the download fails.
+    Args:
+        source: draw the images, or read the published file.
+        path: the published npz file, which is downloaded if it does not exist.
     """
     if source == "render":
         if path is not None:
-            raise ValueError(f"dataset.path is {path}, but source 'render' reads no file")
-        packed, digest = rendered(cache_dir), RENDERED_CHECKSUM
-    elif source == "official":
-        path = Path(os.path.expanduser(path)) if path else cache_dir  # unknown ~user: as it is
-        is_file = path.is_file() or path.suffix == ".npz"
-        packed, digest = official(path if is_file else path / OFFICIAL_FILE, cache_dir), None
+            raise ValueError(f"dataset.path: {path} is not allowed with dataset.source=render")
+        digest = RENDERED_CHECKSUM
+        packed = cached(cache_dir / "dsprites_rendered.npy", render, digest)
     else:
-        raise ValueError(f"dataset.source is '{source}', allowed are 'render' and 'official'")
+        file = Path(path or cache_dir / Path(OFFICIAL_URL).name).expanduser()
+        digest = None
+        packed = cached(cache_dir / "dsprites_official.npy", lambda: read_official(file))
     images = PackedImages(torch.from_numpy(packed))
     return ImageData("dsprites", images, GRID, levels=1, references=REFERENCES, digest=digest)
-
-
-def rendered(cache_dir: Path) -> np.ndarray:
-    """All images, drawn once and then mapped from cache_dir: (737280, 512) uint8, np.packbits."""
-    path = cache_dir / "dsprites_rendered.bin"
-    packed = cache.read(path, (len(GRID), BYTES), RENDERED_CHECKSUM)
-    if packed is None:
-        packed = render()
-        cache.write(path, packed)
-    return packed
 
 
 def outlines() -> list[np.ndarray]:
@@ -144,90 +117,21 @@ def _fill(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return words.reshape(len(x), len(y), SIDE)
 
 
-def official(
-    path: Path,
-    cache_dir: Path,
-    grid: FactorGrid = GRID,
-    url: str = OFFICIAL_URL,
-    md5: str = OFFICIAL_MD5,
-) -> np.ndarray:
-    """The images of the published npz, packed once and then mapped: (N, 512) uint8, np.packbits.
+def read_official(path: Path, url: str = OFFICIAL_URL, md5: str = OFFICIAL_MD5) -> np.ndarray:
+    """Read the published npz, downloaded first if it does not exist: (N, 512) uint8, np.packbits.
 
-    Downloads the file to path if neither it nor its packed form is there. A file with another MD5
-    is used, with a line on stderr, if it holds the same grid. Raises ValueError for other content,
-    ConnectionError if the download fails.
+    It takes 4 GB of memory once. The pickled metadata in the file is never opened.
     """
-    found = _md5(path) if path.exists() else md5
-    if found != md5:
-        print(f"{path} is not the published file (MD5 {found}); reading it anyway", file=sys.stderr)
-    stored = cache_dir / f"dsprites_official_{found}.bin"
-    packed = cache.read(stored, (len(grid), BYTES))
-    if packed is None:
-        if not path.exists():
-            download(url, path, md5)
-        packed = pack_official(path, grid)
-        cache.write(stored, packed)
-    return packed
+    from torchvision.datasets.utils import check_integrity, download_url  # slow to import
 
-
-def pack_official(path: Path, grid: FactorGrid = GRID) -> np.ndarray:
-    """Read the pixels of a dSprites npz in pieces, 1 bit each: (N, 512) uint8, np.packbits.
-
-    The array inside has 3 GB; less than half a GB is held. The pickled `metadata` is never opened.
-    Raises ValueError if the file is damaged or its images do not run through the grid.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("imgs.npy") as member:
-            packed = _pack_images(member, len(grid))
-        with np.load(path, allow_pickle=False) as arrays:
-            classes = arrays["latents_classes"]  # (N, 6), the first is the constant colour
-        if not np.array_equal(classes[:, 1:], grid.factors(np.arange(len(grid)))):
-            raise ValueError(f"latents_classes do not run through {grid.names} in row-major order")
-    except (KeyError, *NPZ_ERRORS) as error:
-        raise ValueError(f"{path} is not a dSprites npz: {error}") from error
-    return packed
-
-
-def _pack_images(member: BinaryIO, count: int) -> np.ndarray:
-    np.lib.format.read_magic(member)
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(member)
-    if (shape, fortran_order, dtype) != ((count, SIDE, SIDE), False, np.uint8):
-        raise ValueError(f"imgs are {dtype} {shape}, not uint8 {(count, SIDE, SIDE)}")
-    packed = np.empty((count, BYTES), np.uint8)
-    for start in tqdm(range(0, count, 4096), desc="read dSprites", delay=1):  # 16 MB at a time
-        part = packed[start : start + 4096]
-        pixels = np.frombuffer(member.read(len(part) * SIDE * SIDE), np.uint8)
-        if pixels.max() > 1:
-            raise ValueError(f"imgs hold {pixels.max()}, allowed are 0 and 1")
-        part[:] = np.packbits(pixels.reshape(len(part), -1), axis=1)
-    return packed
-
-
-def download(url: str, path: Path, md5: str) -> None:
-    """Fetch a file once: to a temporary file, which becomes path if size and MD5 are right.
-
-    Raises ConnectionError, with one sentence on what to do, if it cannot be had whole.
-    """
-    digest = hashlib.md5(usedforsecurity=False)
-    try:
-        with urlopen(url, timeout=30) as response, cache.replacing(path) as file:
-            size = int(response.headers.get("Content-Length", 0)) or None  # None: chunked transfer
-            with tqdm(total=size, desc=path.name, unit="B", unit_scale=True, delay=1) as bar:
-                while piece := response.read(1 << 20):
-                    file.write(piece)
-                    digest.update(piece)
-                    bar.update(len(piece))
-            if size and file.tell() != size:
-                raise ConnectionError(f"the transfer ended after {file.tell():,} of {size:,} bytes")
-            if digest.hexdigest() != md5:
-                raise ConnectionError(f"its MD5 is {digest.hexdigest()} instead of {md5}")
-    except (OSError, http.client.HTTPException) as error:
-        raise ConnectionError(
-            f"cannot download {url} ({error}); put the file at {path} yourself, "
-            "or use `source: render`, which needs no file"
-        ) from error
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if not path.exists():
+        try:
+            files.write(path, lambda file: download_url(url, file.parent, file.name, md5))
+        except (OSError, RuntimeError) as error:
+            advice = f"put it at {path} yourself, or use dataset.source=render"
+            raise ValueError(f"cannot download {url} ({error}); {advice}") from error
+    if not check_integrity(path, md5):
+        raise ValueError(f"dataset.path: {path} is not the published file; its MD5 is not {md5}")
+    with np.load(path) as arrays:
+        images = arrays["imgs"]  # (N, 64, 64) uint8 of 0 and 1
+    return np.packbits(images.reshape(len(images), -1), axis=1)

@@ -1,74 +1,60 @@
 """A user's own pictures in one npz file."""
 
-import lzma
-import os
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from data.grid import FactorGrid
-from data.images import ImageData
+from data.images import FactorGrid, FactorTable, ImageData
 
-KEYS = ("images", "sizes", "names")
-# what numpy raises for bytes that it did not write, by where it stumbles: nothing that is plain
-# arrays, a damaged or encrypted archive, another compression, a header that claims too much
-NPZ_ERRORS = (
-    *(ValueError, EOFError, AttributeError, RuntimeError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
-)
+KEYS = ("images", "sizes", "factors", "names")
 
 
 def load_npz(cache_dir: Path, *, path: str) -> ImageData:
-    """Load the pictures in the npz file at path; nothing is kept in cache_dir.
+    """The pictures in an npz file, with their factors if it holds them.
 
-    The file holds `images` (N, H, W) or (N, H, W, C) uint8 with C = 1 or 3, where 255 means 1.0,
-    and optionally `sizes` (K,) and `names` (K,) of the factors whose full grid the images show in
-    row-major order. Raises FileNotFoundError without the file, ValueError for any other content.
+    The file holds `images` (N, H, W) or (N, H, W, C) uint8 with C = 1 or 3, where 255 means 1.0.
+    It may hold `sizes` (K,), whose full grid the images show in row-major order, or `factors`
+    (N, K), the integers or floats behind each image; and `names` (K,) of these factors.
+
+    Args:
+        path: the npz file, relative to the current folder.
     """
-    path = Path(os.path.expanduser(path))  # an unknown ~user stays as it is
-    if not path.is_file():
-        raise FileNotFoundError(f"dataset.path is {path}: the data set 'npz' needs a file there")
-    try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("it is not an npz file")
-        with np.load(path, allow_pickle=False) as arrays:
-            unknown = [key for key in arrays.files if key not in KEYS]
-            if unknown and "images" in arrays:
-                raise ValueError(
-                    f"it holds {', '.join(unknown)}; allowed are {', '.join(KEYS)} (of a full "
-                    "grid; codes with factors of their own are scored by evaluate.py --codes)"
-                )
-            images, sizes, names = (arrays.get(key) for key in KEYS)
-        return ImageData("npz", _images(images), _grid(sizes, names))
-    except NPZ_ERRORS as error:
-        raise ValueError(f"dataset.path: {path} cannot be used: {error}") from error
-
-
-def _images(images: np.ndarray | None) -> torch.Tensor:
-    if images is None:
-        raise ValueError("it holds no array 'images'")
+    file = Path(path).expanduser()
+    if not zipfile.is_zipfile(file):
+        raise ValueError(f"dataset.path: {file} does not exist or is no npz file")
+    with np.load(file) as arrays:
+        if "images" not in arrays or not set(arrays) <= set(KEYS):
+            raise ValueError(f"{file} holds {', '.join(arrays)}; allowed: {', '.join(KEYS)}")
+        images, sizes, factors, names = (arrays.get(key) for key in KEYS)
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise ValueError(
-            f"images are {images.dtype} {images.shape}, allowed is uint8 (N, H, W) or "
-            "(N, H, W, C) with C = 1 or 3"
-        )
-    if images.size == 0 or images.max() <= 1:
-        raise ValueError("images hold nothing above 1, but 255 means 1.0: scale them to 0 ... 255")
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()  # (N, C, H, W)
+        allowed = "uint8 (N, H, W) or (N, H, W, C) with C = 1 or 3"
+        raise ValueError(f"{file}: images are {images.dtype} {images.shape}; allowed: {allowed}")
+    if images.max(initial=0) <= 1:
+        raise ValueError(f"{file}: images hold nothing above 1, but 255 means 1.0; scale them")
+    images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()  # (N, C, H, W)
+    return ImageData("npz", images, _factors(sizes, factors, names))
 
 
-def _grid(sizes: np.ndarray | None, names: np.ndarray | None) -> FactorGrid | None:
-    if sizes is None and names is None:
+def _factors(
+    sizes: np.ndarray | None, factors: np.ndarray | None, names: np.ndarray | None
+) -> FactorGrid | FactorTable | None:
+    if sizes is None and factors is None and names is None:
         return None
-    if sizes is None or sizes.ndim != 1 or sizes.dtype.kind not in "iu":
-        raise ValueError("sizes must be a row of integers, one for each name")
-    if names is None:
-        names = np.array([f"factor{k}" for k in range(len(sizes))])
-    if names.ndim != 1 or names.dtype.kind not in "US":
-        raise ValueError(f"names has shape {names.shape}; a text a factor is allowed")
-    return FactorGrid(tuple(names.astype(str).tolist()), tuple(map(int, sizes)))
+    if (sizes is None) == (factors is None):
+        raise ValueError("factors are described by 'sizes' or by 'factors', one of the two")
+    values, ndim, kinds = (factors, 2, "iuf") if sizes is None else (sizes, 1, "iu")
+    if values.ndim != ndim or values.dtype.kind not in kinds or not np.isfinite(values).all():
+        allowed = "sizes (K,) of integers, or factors (N, K) of finite numbers"
+        raise ValueError(f"factors are {values.dtype} {values.shape}; allowed: {allowed}")
+    default = [f"factor{k}" for k in range(values.shape[-1])]
+    names = tuple(default if names is None else names.astype(str).tolist())
+    if len(names) != len(default) or len(set(names)) != len(default):
+        raise ValueError(f"names are {names}; allowed: {len(default)} different names")
+    if factors is None:
+        return FactorGrid(names, tuple(sizes.tolist()))
+    dtype = np.float64 if factors.dtype.kind == "f" else np.int64
+    return FactorTable(names, np.ascontiguousarray(factors, dtype))

@@ -1,155 +1,94 @@
-"""What pictures are made of: sprites as tiles and tables, text, pages, atomic PNG and GIF files."""
+"""What pictures are made of: text, sprites in grids and tables, and PNG and GIF bytes."""
 
 import io
-import os
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torch.nn.functional import pad
-from torchvision.utils import make_grid
+from torch.nn.functional import interpolate, pad
 
-ACTIVE_NATS = 0.05  # a latent below it carries nothing that a decoder could use: drawn grey
 SPRITE = 64  # smaller images are enlarged by a whole factor until both sides reach this, in pixels
-BORDER = 1  # grey line between sprites
-GAP = 12  # white space between parts
-TEXT, LINE = 13, 17  # size and line height in pixels; 12 px are 9 pt on a screen
-INK, GREY, ORANGE, BLUE = (30, 30, 30), (125, 125, 125), (205, 85, 0), (40, 110, 220)
-MANY_COLOURS = 4096  # a page with more distinct colours shows colour images and is not reduced
-COLOURS = 64  # of a page of grey sprites: no shade is off by more than 2 %
-GIF_COLOURS = 32
-NO_MARK = -1  # for a row of a table without a frame
-Label = tuple[str, tuple[int, int, int]]  # text of one line or more, and its colour
+LINES = 140  # grey level of the lines between sprites
+GAP = 12  # white pixels between parts
+INK, BLUE = (30, 30, 30), (40, 110, 220)
+MANY_COLOURS = 16384  # a page with more distinct colours shows colour images
+COLOURS, GIF_COLOURS = 256, 32  # of pages with grey images
 
 
-def tile(images: Tensor, columns: int) -> Image.Image:
-    """Set images (n, C, H, W) in [0, 1] as a grid, row by row, each SPRITE pixels or more."""
-    zoom = -(-SPRITE // min(images.shape[-2:]))
-    images = images.float().cpu().clamp(0, 1).expand(-1, 3, -1, -1)
-    images = images.repeat_interleave(zoom, -2).repeat_interleave(zoom, -1)
-    if len(images) == 1:  # make_grid leaves a single image without its border
-        grid = pad(images[0], [BORDER] * 4, value=0.55)
-    else:
-        grid = make_grid(images, nrow=columns, padding=BORDER, pad_value=0.55)
-    return Image.fromarray(grid.mul(255).round().byte().permute(1, 2, 0).numpy())
+def text(string: str, size: int = 12) -> Image.Image:
+    """Return text of one line or more as a picture; size in pixels.
+
+    The font comes with matplotlib and is set in basic layout, so that all machines agree.
+    """
+    file = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+    font = ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
+    box = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), string, font)
+    page = Image.new("RGB", (int(box[2]) + 1, int(box[3]) + 1), "white")
+    ImageDraw.Draw(page).text((0, 0), string, INK, font, align="center")
+    return page
+
+
+def mosaic(images: Tensor, *, border: int = 1) -> Image.Image:
+    """Set images (rows, columns, C, H, W) in [0, 1] as a grid with grey lines between them."""
+    rows, columns = images.shape[:2]
+    pixels = images.float().cpu().clamp(0, 1).mul(255).round().flatten(0, 1)
+    pixels = interpolate(pixels, scale_factor=-(-SPRITE // min(images.shape[-2:])))
+    pixels = pad(pixels, (border, 0, border, 0), value=LINES)  # each sprite's left and upper line
+    pixels = pixels.expand(-1, 3, -1, -1).unflatten(0, (rows, columns))  # (rows, columns, 3, H, W)
+    page = pixels.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (rows * H, columns * W, 3)
+    return Image.fromarray(pad(page, (0, 0, 0, border, 0, border), value=LINES).byte().numpy())
 
 
 def table(
-    title: str,
-    rows: Sequence[Label],
-    groups: Sequence[tuple[Tensor, Sequence[Label]]],
-    *,
-    marks: Sequence[int] = (),
-    below: bool = False,
+    cells: Tensor, rows: Sequence[str], columns: Sequence[str], marks: Sequence[int] = ()
 ) -> Image.Image:
-    """Set sprites in labelled rows and columns.
+    """Set images (rows, columns, C, H, W) in a grid, with names at the left and on top.
 
-    Each group is cells (rows, columns, C, H, W) with the labels of its columns, above or below it;
-    groups stand side by side. marks has for each row the column of the last group to frame in blue.
+    `marks` has for each row the column of the cell that gets a blue frame.
     """
-    grids = [tile(cells.flatten(0, 1), len(columns)) for cells, columns in groups]
-    lines = max(text.count("\n") + bool(text) for _, columns in groups for text, _ in columns)
-    left = text_width([text for text, _ in rows]) + GAP
-    top = 24 * bool(title) + (0 if below else LINE * lines + 4)
-    width = left + sum(grid.width + GAP for grid in grids) - GAP
-    bottom = top + grids[0].height
-    page = Image.new("RGB", (width, bottom + below * (LINE * lines + 4)), "white")
-    write(page, (0, 0), title, size=15, bold=True)
-    height = (grids[0].height - BORDER) // len(rows)
-    for row, (text, colour) in enumerate(rows):
-        write(page, (0, top + (row + 0.5) * height), text, colour, anchor="lm")
-    for grid, (_, columns) in zip(grids, groups, strict=True):
-        page.paste(grid, (left, top))
-        width, start = (grid.width - BORDER) // len(columns), left
-        for column, (text, colour) in enumerate(columns):
-            at = (left + (column + 0.5) * width, bottom + 4 if below else top - 4)
-            write(page, at, text, colour, anchor="ma" if below else "md")
-        left += grid.width + GAP
+    grid = mosaic(cells)
+    step_x, step_y = grid.width // cells.shape[1], grid.height // cells.shape[0]
+    row_names, column_names = [text(name) for name in rows], [text(name) for name in columns]
+    left = max(name.width for name in row_names) + GAP
+    top = max((name.height + 4 for name in column_names), default=0)
+    page = Image.new("RGB", (left + grid.width, top + grid.height), "white")
+    page.paste(grid, (left, top))
+    for row, name in enumerate(row_names):
+        page.paste(name, (0, top + row * step_y + (step_y - name.height) // 2))
+    for column, name in enumerate(column_names):
+        page.paste(name, (left + column * step_x + (step_x - name.width) // 2, 0))
     for row, column in enumerate(marks):
-        if column != NO_MARK:
-            x, y = start + column * width, top + row * height
-            ImageDraw.Draw(page).rectangle((x, y, x + width, y + height), outline=BLUE, width=2)
+        x, y = left + column * step_x, top + row * step_y
+        ImageDraw.Draw(page).rectangle((x, y, x + step_x, y + step_y), outline=BLUE, width=2)
     return page
 
 
-@cache
-def font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
-    """Load DejaVu Sans as it comes with matplotlib; basic layout, so that all machines agree."""
-    file = Path(matplotlib.get_data_path(), "fonts/ttf", f"DejaVuSans{'-Bold' * bold}.ttf")
-    return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
-
-
-def text_width(texts: Sequence[str], size: int = TEXT, bold: bool = False) -> int:
-    """Return the width in pixels of the longest line of all texts (0 without any)."""
-    lines = [line for text in texts for line in text.split("\n")]
-    return max((int(font(size, bold).getlength(line)) + 1 for line in lines), default=0)
-
-
-def write(
-    page: Image.Image, xy: tuple, text: str, fill=INK, *, size=TEXT, bold=False, anchor="la"
-) -> None:
-    """Write text at xy; anchor as in Pillow: "la" its left top, "mm" its middle."""
-    align = "left" if anchor[0] == "l" else "center"
-    ImageDraw.Draw(page).text(xy, text, fill, font(size, bold), anchor, align=align)
-
-
-def heading(title: str, *lines: str) -> Image.Image:
-    """Return a title with explaining lines under it."""
-    width = max(text_width([title], 18, True), text_width(lines))
-    page = Image.new("RGB", (width, 28 + LINE * len(lines)), "white")
-    write(page, (0, 0), title, size=18, bold=True)
-    write(page, (0, 28), "\n".join(lines))
-    return page
-
-
-def stack(parts: Sequence[Image.Image]) -> Image.Image:
-    """Put parts under each other, left-aligned, on a white page."""
-    width = max(part.width for part in parts) + 2 * GAP
-    page = Image.new("RGB", (width, GAP + sum(part.height + GAP for part in parts)), "white")
-    y = GAP
+def stack(*parts: Image.Image) -> Image.Image:
+    """Put parts below each other on a white page with a margin."""
+    width = max(part.width for part in parts)
+    height = sum(part.height + GAP for part in parts)
+    page, y = Image.new("RGB", (width + 2 * GAP, height + GAP), "white"), GAP
     for part in parts:
         page.paste(part, (GAP, y))
         y += part.height + GAP
     return page
 
 
-def save_png(page: Image.Image, path: str | os.PathLike, colours: int = COLOURS) -> Path:
-    """Write a page as a PNG without metadata, with a palette where its colours are few."""
+def to_png(page: Image.Image) -> bytes:
+    """Return a PNG without metadata, with a palette unless the page shows colour images."""
     if page.getcolors(MANY_COLOURS):
-        page = page.quantize(colours, Image.Quantize.MAXCOVERAGE)
+        page = page.quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
     data = io.BytesIO()
     page.save(data, "PNG", optimize=True)
-    return replace(path, data.getvalue())
+    return data.getvalue()
 
 
-def save_gif(pages: Sequence[Image.Image], pauses: Sequence[int], path: str | os.PathLike) -> Path:
-    """Write pages of one size as an endless GIF with one palette; pauses in milliseconds."""
-    width, height = pages[0].size
-    film = Image.new("RGB", (width, height * len(pages)))
-    for index, page in enumerate(pages):
-        film.paste(page, (0, index * height))
-    colours = GIF_COLOURS if film.getcolors(MANY_COLOURS) else 256
-    film = film.quantize(colours, Image.Quantize.MAXCOVERAGE)
-    first, *rest = (film.crop((0, y, width, y + height)) for y in range(0, film.height, height))
+def to_gif(pages: Sequence[Image.Image], pauses: Sequence[int]) -> bytes:
+    """Return pages of one size as an endless GIF; pauses in milliseconds."""
+    colours = GIF_COLOURS if pages[-1].getcolors(MANY_COLOURS) else COLOURS
+    first, *rest = [page.quantize(colours, Image.Quantize.MAXCOVERAGE) for page in pages]
     data = io.BytesIO()
     first.save(data, "GIF", save_all=True, append_images=rest, duration=list(pauses), loop=0)
-    return replace(path, data.getvalue())
-
-
-def replace(path: str | os.PathLike, data: bytes) -> Path:
-    """Write a file atomically, making its folder: readers see the old bytes or all the new ones."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return data.getvalue()

@@ -1,259 +1,237 @@
-"""Charts of numbers: what a log recorded, codes against factors, scores against published ones."""
+"""Charts of numbers: curves over training, codes against factors, and scores of many runs."""
 
-import csv
-import math
+import io
 import re
+import textwrap
 from collections.abc import Sequence
-from os import PathLike
-from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator
 from PIL import Image
 
-from figures.canvas import ACTIVE_NATS, save_png
+from figures.canvas import to_png
+from figures.latents import ACTIVE_NATS
 
-# Panel -> (unit, the columns of the log that it shows); the last one takes what no other claims.
-PANELS = {
-    "Reconstruction error": ("nats per image", r"recon"),
-    "KL divergence": ("nats per image", r"kl|capacity"),
-    "KL of each latent": ("nats", r"kl_\d+"),
-    "Evidence lower bound": ("nats per image", r"elbo"),
-    "Weight of the KL": ("beta", r"beta"),
-    "Losses": ("nats", r"d_loss|g_loss|q_loss|cr"),
-    "Information": ("nats", r"mi|tc|dwkl"),
-    "Covariance off and on the diagonal": ("squared distance to 0 and 1", r"dip_od|dip_d"),
-    "Information bound of each code": ("nats", r"mi_\d+"),
-    "Accuracy of the discriminator": ("share right", r"d_real|d_fake"),
-    "Diversity of real and made images": ("standard deviation", r"std_real|std_fake"),
-    "Other terms": ("as logged", r".+"),
+PANELS = {  # panel -> the terms of a log in it; the last one takes what no other claims
+    "Reconstruction error, nats per image": r"recon",
+    "KL divergence, nats per image": r"kl|capacity",
+    "KL of each latent, nats": r"kl_\d+",
+    "Losses, nats": r"d_loss|g_loss|q_loss|cr",
+    "Information, nats": r"mi|tc|dwkl",
+    "Information bound of each code, nats": r"mi_\d+",
+    "Accuracy of the discriminator": r"d_real|d_fake",
+    "Other terms": r".+",
 }
-UNDRAWN = ("loss", "r1")  # unless there is nothing else: sums and penalties of what is drawn
-LABELS = 13  # that fit beside a panel
-LOG_FROM = 5  # a reconstruction error that fell by this factor is drawn on a log scale
+UNDRAWN = {"loss", "elbo", "r1"}  # sums and penalties; drawn where there is nothing else
+COMPARED = {"recon": "Reconstruction error", "kl": "KL divergence"}  # panels of training_curves
+POINTS = 60  # a curve is smoothed over this share of its rows
 FAINT = 0.05  # rows of a matrix below this share of its maximum follow no factor
-INK, GREY, OURS, PAPER = "#1e1e1e", "#8c8c8c", "#2a6fb0", "#cd5500"
-SETTINGS = {"dpi": 100, "layout": "constrained", "facecolor": "white"}
-matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is one
+COLUMNS = 4  # panels of score_dots beside each other
+WIDTH, NARROW = 8.5, 4.25  # inches of 100 pixels: as wide as a README, and half of it
+INK, OURS, PAPER = "#1e1e1e", "#2a6fb0", "#cd5500"
+TAB20 = matplotlib.colormaps["tab20"].colors  # a strong and a light one of ten colours
+STYLE = {
+    "figure.constrained_layout.use": True,
+    "font.size": 8,  # points: 11 pixels
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": matplotlib.cycler(color=TAB20[::2] + TAB20[1::2]),
+    "legend.frameon": False,
+    "legend.labelspacing": 0.25,
+    "text.parse_math": False,  # a $ in a name is a $
+}
+styled = matplotlib.rc_context(STYLE)  # decorates every function that draws a chart
 
 
-def loss_curves(log_csv: str | PathLike, path: str | PathLike, *, title: str) -> Path:
-    """Draw the terms of a training log (columns step, images and terms) against steps.
-
-    Which panels there are follows from the columns (PANELS). Raises ValueError if there is no term,
-    or no row.
-    """
-    log = _read_log(log_csv)
-    terms = [name for name in log if name not in ("step", "images")]
-    left, panels = [name for name in terms if name not in UNDRAWN] or terms, {}
-    for name, (unit, pattern) in PANELS.items():
-        if columns := [column for column in left if re.fullmatch(pattern, column)]:
-            panels[name] = unit, columns
-            left = [column for column in left if column not in columns]
-    if not panels or "step" not in log:
-        raise ValueError(f"{log_csv}: no numbers to draw; a step and a term are needed")
-    steps = log["step"]
-    window = 2 * (len(steps) // 60) + 1
-    note = f"bold and numbers: running mean of {window} logged rows; faint: as logged"
-    if "images" in log and steps[-1] > 0:
-        images = log["images"][-1]
-        note += f"; {images / steps[-1]:.0f} images a step, {images:,.0f} in all"
-    rows = -(-len(panels) // 2)
-    figure = Figure(figsize=(9.6, 0.7 + 2.6 * rows), **SETTINGS)
-    figure.suptitle(f"{title}\n\n", x=0.01, ha="left", fontweight="bold", fontsize=12)
-    figure.text(0.01, 1 - 0.33 / figure.get_figheight(), note, fontsize=9, va="top", color=INK)
-    grid = figure.subplots(rows, 2, squeeze=False).flat
-    for ax, (name, (unit, columns)) in zip(grid, panels.items(), strict=False):
-        _draw_terms(ax, steps, {column: log[column] for column in columns}, window)
-        ax.set_title(name, loc="left", fontsize=10)
-        ax.set_ylabel(unit)
-        ax.set_xlabel("steps")
-    for ax in grid[len(panels) :]:
-        ax.remove()
-    return save_chart(figure, path)
+def new_figure(title: str, note: str, width: float, height: float) -> Figure:
+    """Return a figure with a title and a line below it; sizes in inches."""
+    figure = Figure(figsize=(width, height))
+    figure.suptitle(f"{title}\n{note}", x=0.01, ha="left")
+    return figure
 
 
-def matrix(
-    values: np.ndarray,
-    path: str | PathLike,
-    *,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    title: str,
-    kind: str,
-) -> Path:
-    """Draw codes x factors (D, K), non-negative, as a heat map with the numbers in the cells.
-
-    Rows are sorted by the factor that they follow, then by how much; `kind` says what is measured.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    top = max(np.nanmax(values), 1e-12)
-    faint = values.max(axis=1) < FAINT * top
-    order = np.lexsort((-values.max(axis=1), values.argmax(axis=1), faint))
-    shown = values[order]
-    size = (2.6 + 0.8 * len(columns), 1.5 + 0.32 * len(rows))
-    figure = Figure(figsize=size, **SETTINGS)
-    ax = figure.subplots()
-    picture = ax.imshow(shown, cmap="Blues", vmin=0, vmax=top, aspect="auto")
-    figure.colorbar(picture, label=kind)
-    ax.set_xticks(range(len(columns)), columns)
-    ax.set_yticks(range(len(rows)), [rows[row] for row in order])
-    ax.tick_params(length=0, labelsize=9)
-    ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    for (row, column), value in np.ndenumerate(shown):
-        ink = "white" if value > 0.6 * top else INK
-        ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color=ink)
-    return save_chart(figure, path)
+def to_bytes(figure: Figure) -> bytes:
+    """Return a figure as a small PNG."""
+    data = io.BytesIO()
+    figure.savefig(data)
+    return to_png(Image.open(data).convert("RGB"))
 
 
-def best_factors(values: np.ndarray, names: Sequence[str]) -> list[str]:
-    """Name for each code the factor that it follows best, with its share: "posX 83 %".
-
-    `values` (D, K) is a matrix of mutual information or importance; the share is the factor's part
-    of the code's row. Codes below FAINT of the largest entry follow none and get "".
-    """
-    values = np.asarray(values, dtype=np.float64)
-    best, faint = values.argmax(axis=1), values.max(axis=1) <= FAINT * values.max()
-    return [
-        "" if faint[code] else f"{names[k]} {values[code, k] / values[code].sum():.0%}"
-        for code, k in enumerate(best)
-    ]
+def loss_curves(log: pd.DataFrame, *, title: str) -> bytes:
+    """Draw the terms of a training log as a PNG. Raises ValueError if there is no row or term."""
+    terms, panels = _terms(log), {}
+    left = [term for term in terms if term not in UNDRAWN] or terms
+    for name, pattern in PANELS.items():
+        panels[name] = [term for term in left if re.fullmatch(pattern, term)]
+        left = [term for term in left if term not in panels[name]]
+    return _draw_panels(log, panels, title)
 
 
-def bars(
-    path: str | PathLike,
-    *,
-    labels: Sequence[str],
-    values: Sequence[float],
-    errors: Sequence[float],
-    reference: Sequence[float],
-    reference_errors: Sequence[float],
-    title: str,
-    unit: str,
-) -> Path:
-    """Draw scores as horizontal bars, first on top, beside the paper's figures as diamonds.
-
-    All sequences have one entry per label; nan stands for a figure that there is not.
-    """
-    y = np.arange(len(labels))
-    figure = Figure(figsize=(8.6, 1.3 + 0.42 * len(labels)), **SETTINGS)
-    ax = figure.subplots()
-    ax.barh(y, np.nan_to_num(values), height=0.62, color=OURS, alpha=0.5)
-    ax.errorbar(values, y, xerr=errors, fmt="none", ecolor=OURS, capsize=4)
-    ax.errorbar(reference, y, xerr=reference_errors, fmt="D", color=PAPER, markersize=5, capsize=3)
-    sides = [("ours", values, errors, OURS, 80), ("paper", reference, reference_errors, PAPER, 165)]
-    for name, scores, spreads, colour, right in sides:
-        texts = [
-            "-" if np.isnan(score) else f"{score:.1f}" + (f" ± {spread:.1f}" if spread >= 0 else "")
-            for score, spread in zip(scores, spreads, strict=True)
-        ]
-        for row, text in zip([-0.8, *y], [name, *texts], strict=True):
-            at = {
-                "xytext": (right, 0),
-                "textcoords": "offset points",
-                "ha": "right",
-                "va": "center",
-            }
-            where = {"xy": (1, row), "xycoords": ax.get_yaxis_transform(), "annotation_clip": False}
-            ax.annotate(text, **where, **at, fontsize=9, color=colour)
-    ax.set_yticks(y, labels)
-    ax.set_ylim(len(labels) - 0.4, -0.6)
-    ax.set_xlim(left=0)
-    ax.set_xlabel(unit)
-    ax.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=18)
-    ax.spines[["top", "right"]].set_visible(False)
-    return save_chart(figure, path)
+def score_curves(scores: pd.DataFrame, *, title: str) -> bytes:
+    """Draw scores over training as a PNG. Raises ValueError if there is no row or score."""
+    return _draw_panels(scores, {"Score": _terms(scores)}, title)
 
 
-def _read_log(path: str | PathLike) -> dict[str, np.ndarray]:
-    """The columns as floats; an empty cell is nan.
-
-    Rows without a step and columns without a number are left out.
-    """
-    with open(path, newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("step")]
-    names = [name for name in (rows[0] if rows else []) if name]
-    columns = {name: np.array([_number(row[name]) for row in rows]) for name in names}
-    return {name: values for name, values in columns.items() if np.isfinite(values).any()}
+def _terms(log: pd.DataFrame) -> list[str]:
+    """Return the columns with numbers, without those that count."""
+    numbers = log.select_dtypes("number").dropna(axis="columns", how="all")
+    terms = [name for name in numbers if name not in ("step", "images", "minutes")]
+    if not terms:
+        raise ValueError("the log has no numbers to draw; at least one row with a term is needed")
+    return terms
 
 
-def _number(text: str | None) -> float:
-    """The number in a cell; nan where there is none."""
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return math.nan
+@styled
+def _draw_panels(log: pd.DataFrame, panels: dict[str, list[str]], title: str) -> bytes:
+    """Draw each column as a running mean with its name and last value, in the panels with any."""
+    panels = {name: columns for name, columns in panels.items() if columns}
+    window = 2 * (len(log) // POINTS) + 1
+    images, steps = log["images"].iloc[-1], log["step"].iloc[-1]
+    note = f"Running mean of {window} rows; {images:,} images in {steps:,} steps."
+    heights = [max(1.4, 0.4 + 0.15 * len(columns)) for columns in panels.values()]  # of legends
+    figure = new_figure(title, note, NARROW, 0.45 + sum(heights))
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for ax, (name, columns) in zip(axes, panels.items(), strict=True):
+        smooth = log[columns].rolling(window, center=True, min_periods=1).mean()
+        last = smooth.ffill().iloc[-1].sort_values(ascending=False, kind="stable")
+        inactive = last.index[last.index.str.contains(r"_\d+$") & (last < ACTIVE_NATS)]
+        for column in last.index.drop(inactive):
+            label = re.sub("^(kl|mi)_", "z", column)
+            ax.plot(log["step"], smooth[column], label=f"{label} {last[column]:z.2f}")
+        if ax.lines:
+            ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        ax.plot(log["step"], smooth[inactive], color="lightgrey")  # latents and codes, no label
+        ax.set_title(f"{name} ({len(inactive)} below {ACTIVE_NATS})" if len(inactive) else name)
+        if columns == ["recon"]:
+            log_scale(ax)
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k
+    ax.set_xlabel("steps")
+    return to_bytes(figure)
 
 
-def _smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Running mean over an odd window, over what there is of it at the ends and beside gaps."""
-    there, ones = np.isfinite(values), np.ones(window)
-    total = np.convolve(np.where(there, values, 0), ones, "same")
-    count = np.convolve(there, ones, "same")
-    return np.where(there, total / np.maximum(count, 1), np.nan)
-
-
-def _draw_terms(ax: Axes, steps: np.ndarray, terms: dict[str, np.ndarray], window: int) -> None:
-    """Draw each term raw and smoothed, with its name and last value at its right end."""
-    curves = {name: _smooth(values, window) for name, values in terms.items()}
-    last = {name: curve[np.isfinite(curve)][-1] for name, curve in curves.items()}
-    numbered = all(re.search(r"_\d+$", name) for name in terms)
-    names = sorted(terms, key=last.get, reverse=True) if numbered else list(terms)
-    labels, rest = [], []
-    for rank, name in enumerate(names):
-        alive = not numbered or last[name] >= ACTIVE_NATS
-        style = {
-            "color": f"C{rank % 10}" if alive else GREY,
-            "linestyle": "-" if rank < 10 else "--",
-        }
-        ax.plot(steps, terms[name], alpha=0.25, linewidth=0.8, **style)
-        ax.plot(steps, curves[name], linewidth=1.6, marker="o" if len(steps) == 1 else "", **style)
-        if alive and len(labels) < LABELS:
-            digits = 1 if abs(last[name]) >= 10 else 2
-            text = f"{re.sub(r'^(kl|mi)_', 'z', name)} {last[name]:.{digits}f}"
-            labels.append((last[name], text, style["color"]))
-        else:
-            rest.append(last[name])
-    if rest:
-        text = f"{len(rest)} more" if rest[0] >= ACTIVE_NATS else f"{len(rest)} below {ACTIVE_NATS}"
-        labels.append((rest[0], text, GREY))
-    if names == ["recon"] and curves["recon"][0] > LOG_FROM * last["recon"] > 0:
-        log_scale(ax)
-    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.tick_params(labelsize=9)
-    ax.margins(x=0)
-    ax.autoscale_view()  # settles the limits, from which the heights of the labels follow
-    to_share = ax.transScale + ax.transLimits  # data -> shares of the panel
-    heights = _spread([to_share.transform((steps[-1], value))[1] for value, _, _ in labels])
-    for height, (_, text, colour) in zip(heights, labels, strict=True):
-        at = {"xy": (1.01, height), "xycoords": "axes fraction", "annotation_clip": False}
-        ax.annotate(text, **at, va="center", fontsize=9, color=colour)
+@styled
+def training_curves(logs: dict[str, list[pd.DataFrame]], *, title: str) -> bytes:
+    """Draw reconstruction error and KL of configurations, each with the logs of its runs: a PNG."""
+    note = "Nats per image. Line: mean over seeds; band: from the lowest to the highest."
+    figure = new_figure(title, note, WIDTH, 3 + 0.17 * -(-len(logs) // 3))
+    axes = figure.subplots(1, len(COMPARED))
+    for ax, (term, name) in zip(axes, COMPARED.items(), strict=True):
+        for config, runs in logs.items():
+            rows = pd.concat(runs)
+            if term in rows:
+                seeds = rows.groupby("images")[term].agg(["mean", "min", "max"])
+                ax.plot(seeds["mean"], label=f"{config} (n = {len(runs)})")
+                ax.fill_between(seeds.index, seeds["min"], seeds["max"], alpha=0.2)  # same colour
+        ax.set_title(name)
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        ax.set_xlabel("images")
+    log_scale(axes[0])
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return to_bytes(figure)
 
 
 def log_scale(ax: Axes) -> None:
-    """Put y on a log scale with plain numbers at 1, 2, 5, 10, ..."""
+    """Put y on a log scale with plain numbers."""
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
 
 
-def _spread(heights: Sequence[float], gap: float = 0.075) -> np.ndarray:
-    """Move heights between 0 and 1 apart by at least a gap, in their order, and not above 1."""
-    order, ramp = np.argsort(heights, kind="stable"), gap * np.arange(len(heights))
-    moved = np.maximum.accumulate(np.asarray(heights)[order] - ramp) + ramp
-    spread = np.empty(len(heights))
-    spread[order] = np.minimum(moved, 1 - ramp[::-1])
-    return spread
+def best_factors(values: np.ndarray, names: Sequence[str]) -> list[str]:
+    """Name the factor that each code follows, from information or importance (D, K).
+
+    It is the factor with more than half of the code's row, else "mixed"; "" for a code whose values
+    are all below FAINT of the largest one.
+    """
+    largest = values.max(axis=1)
+    best = np.asarray(names)[values.argmax(axis=1)]
+    best = np.where(largest > 0.5 * values.sum(axis=1), best, "mixed")
+    return np.where(largest > FAINT * values.max(), best, "").tolist()
 
 
-def save_chart(figure: Figure, path: str | PathLike) -> Path:
-    """Rasterise with Agg and write as a small PNG."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return save_png(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]), path, 256)
+def matrix(
+    values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], title: str, kind: str
+) -> bytes:
+    """Draw codes x factors (D, K), non-negative, as a heat map with numbers in the cells: a PNG.
+
+    Rows are sorted by the factor with the largest value, then by that value; faint ones come last.
+    `kind` says what the values are, with their unit.
+    """
+    largest = values.max(axis=1)
+    order = np.lexsort((-largest, values.argmax(axis=1), largest <= FAINT * values.max()))
+    table = pd.DataFrame(values, rows, columns).iloc[order]
+    return _heat_map(table, title, kind, cmap="Blues", vmin=0, vmax=max(values.max(), 1e-12))
+
+
+def rank_correlation(frame: pd.DataFrame, labels: dict[str, str], *, title: str) -> bytes:
+    """Draw Spearman's rank correlation of every two metrics (column -> label), as a PNG."""
+    table = frame[list(labels)].rename(columns=labels).corr("spearman")
+    note = f"Spearman's rank correlation over {len(frame)} runs."
+    return _heat_map(table, title, note, cmap="RdBu_r", vmin=-1, vmax=1)
+
+
+@styled
+def _heat_map(table: pd.DataFrame, title: str, note: str, **look) -> bytes:
+    rows, columns = list(table.index), list(table.columns)
+    width = min(WIDTH, 1.2 + 0.07 * max(map(len, rows)) + 0.6 * len(columns))
+    figure = new_figure(title, note, width, 1.2 + 0.27 * len(rows))
+    ax = figure.subplots()
+    ax.imshow(table, aspect="auto", **look)
+    ax.set_xticks(range(len(columns)), columns, rotation=90 * (max(map(len, columns)) > 12))
+    ax.set_yticks(range(len(rows)), rows)
+    for (row, column), value in np.ndenumerate(table):
+        ink = "white" if abs(value) > 0.65 * look["vmax"] else INK
+        ax.text(column, row, f"{value:z.2f}", ha="center", va="center", color=ink, fontsize=7)
+    return to_bytes(figure)
+
+
+@styled
+def bars(rows: dict[str, Sequence[float]], *, title: str, unit: str) -> bytes:
+    """Draw scores as horizontal bars beside the paper's as diamonds, as a PNG.
+
+    A row is a score, its spread, the paper's score and its spread; an unknown spread is nan.
+    """
+    values, errors, paper, paper_errors = np.array(list(rows.values()), dtype=float).T
+    names = [f"{name}: {v:.1f} (paper {p:.1f})" for name, (v, _, p, _) in rows.items()]
+    names = [name.replace(" (paper nan)", "") for name in names]
+    note = f"{unit}; bars: ours, diamonds: the paper's"
+    figure = new_figure(title, note, WIDTH, 0.9 + 0.3 * len(rows))
+    ax = figure.subplots()
+    ax.barh(names, values, xerr=errors, color=OURS, alpha=0.5, ecolor=OURS, capsize=4)
+    ax.errorbar(paper, names, xerr=paper_errors, fmt="D", color=PAPER, markersize=5, capsize=3)
+    ax.invert_yaxis()  # the first row is on top
+    return to_bytes(figure)
+
+
+@styled
+def score_dots(frame: pd.DataFrame, labels: dict[str, str], *, title: str) -> bytes:
+    """Draw a panel for each metric: a row for each configuration, a dot for each seed, as a PNG.
+
+    `labels` maps columns to names of metrics; rows are sorted by the median of the first one.
+    """
+    medians = frame.groupby("config")[list(labels)].median()
+    medians = medians.sort_values(next(iter(labels)), ascending=False, kind="stable")
+    names, rows = list(medians.index), -(-len(labels) // COLUMNS)
+    note = "A dot is a seed; bar and number: the median of a configuration."
+    figure = new_figure(title, note, WIDTH, 0.45 + rows * (0.5 + 0.2 * len(names)))
+    axes = figure.subplots(rows, COLUMNS, sharey=True, squeeze=False).flat
+    for ax, (column, label) in zip(axes, labels.items(), strict=False):
+        ax.plot(frame[column], frame["config"].map(names.index), "o", color=OURS, alpha=0.4, ms=4)
+        ax.plot(medians[column], range(len(names)), "|", color=INK, ms=12, mew=1.5)
+        for name, median in medians[column].dropna().items():
+            place = {"transform": ax.get_yaxis_transform(), "va": "center"}  # right of the panel
+            ax.text(1.02, names.index(name), f"{median:.2f}", **place)
+        ax.set_yticks(range(len(names)), names)
+        ax.grid(axis="x", color="#e4e4e4")
+        ax.set_title(textwrap.fill(label, 24))
+    axes[0].invert_yaxis()  # shared by all panels
+    for ax in axes[len(labels) :]:
+        ax.remove()
+    return to_bytes(figure)

@@ -1,30 +1,127 @@
-"""Metrics on the information that codes carry, in nats."""
+"""Metrics on the mutual information of codes with factors and with each other, in nats."""
 
 import math
 
 import numpy as np
+from numpy.random import Generator
 from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
 from sklearn.feature_selection import mutual_info_classif
 
-from metrics.result import Result, by_code, by_name
-from metrics.samples import (
-    AtLeastOne,
-    AtLeastTwo,
-    Samples,
-    as_logvar,
-    as_samples,
-    need,
-    need_at_least,
-    need_discrete,
-    need_often,
-    sample,
-    standardise,
-    to_bins,
-    to_labels,
-)
+from metrics.draw import AtLeastOne, AtLeastTwo, Rows, need_often, sample, standardise, to_labels
+from metrics.samples import Result, Samples, need, to_bins
 
-STEPS_PER_STD = 8  # grid points of the density of a code per standard deviation of its posterior
+STEPS_PER_STD = 8  # grid points of a code's density in one standard deviation of its posterior
 MIN_STD = 2**-12  # smallest posterior standard deviation, as a share of the extent of the code
+SHARE = "mutual information / factor entropy"
+HSU = "Hsu et al. 2023, nearest-neighbour information"
+
+
+def mig(
+    samples: Samples, rng: Generator, *, num_samples: Rows = 10_000, num_bins: AtLeastTwo = 20
+) -> Result:
+    """Mutual information gap of Chen et al. (2018, section 4), as in Locatello et al. (2019).
+
+    The gap of the two binned codes with most information on a factor, over the factor's entropy.
+    Range 0 to 1, chance about 0. With bins the true factors of dSprites reach 0.8955.
+    """
+    info, entropies = _binned_information(samples, rng, num_samples, num_bins, "mig")
+    protocol = "Locatello et al. 2019, binned mean codes"
+    return gap_result(info / entropies, SHARE, samples.names, protocol)
+
+
+def mig_chen(samples: Samples, rng: Generator, *, without: tuple[str, ...] = ("shape",)) -> Result:
+    """Mutual information gap of Chen et al. (2018, section 4) by the authors' own protocol.
+
+    As `mig`, with the information H(z) - mean H(z | v) of a sampled code z with a factor v: z
+    follows the mixture of all posteriors N(codes, exp(logvar)), or of those with one value of v.
+    The authors draw 10,000 z; we integrate (error below 0.001 nats). Range 0 to 1, chance 0.
+    """
+    need(samples.logvar is not None, "mig_chen needs log-variances of a posterior (logvar)")
+    samples = samples.discrete()
+    columns = [k for k, name in enumerate(samples.names) if name not in without]
+    names = tuple(samples.names[k] for k in columns)
+    labels = [np.unique(samples.factors[:, k], return_inverse=True)[1] for k in columns]
+    info = np.empty((samples.num_codes, len(columns)))
+    for d in range(samples.num_codes):
+        std = np.exp(0.5 * samples.logvar[:, d])
+        info[d] = _posterior_information(samples.codes[:, d], std, labels)
+    share = np.maximum(info, 0) / [entropy(np.bincount(label)) for label in labels]
+    return gap_result(share, SHARE, names, f"Chen et al. 2018, sampled codes, {len(names)} factors")
+
+
+def modularity(
+    samples: Samples, rng: Generator, *, num_samples: Rows = 10_000, num_bins: AtLeastTwo = 20
+) -> Result:
+    """Modularity of Ridgeway & Mozer (2018, section 3): does a code depend on one factor only.
+
+    A code scores 1 - (sum of its other squared informations) / ((K - 1) * the largest squared one),
+    a constant one 0; the mean is over all codes, as in the study of Locatello et al. (2019). Range
+    0 to 1, but pure noise and dead codes with a little noise score about 0.7.
+    """
+    need(len(samples.names) > 1, "modularity needs two factors, not 1")
+    info, _ = _binned_information(samples, rng, num_samples, num_bins, "modularity")
+    squared, largest = info**2, (info**2).max(axis=1)
+    others = (squared.sum(axis=1) - largest) / (len(samples.names) - 1)
+    per_code = np.where(largest > 0, 1 - others / np.where(largest > 0, largest, 1), 0)
+    protocol = "Ridgeway & Mozer 2018, binned mean codes, all codes"
+    kind = "mutual information / nats"
+    return Result(per_code.mean(), protocol, samples.names, info, kind, per_code=per_code)
+
+
+def infom(
+    samples: Samples, rng: Generator, *, num_samples: Rows = 10_000, neighbours: AtLeastOne = 10
+) -> Result:
+    """InfoM, modularity of Hsu et al. (2023): is a code about one factor only.
+
+    For each active code, the largest share that one factor has in its information on all factors;
+    the mean over codes is rescaled so that even shares give 0. A code is active if its range
+    exceeds 1/20 of the largest. Continuous factors are binned. Range 0 to 1; noise is above 0.
+    """
+    need(len(samples.names) > 1, "infom needs two factors, not 1")
+    info, active = _nearest_information(samples, rng, num_samples, neighbours, "infom")
+    per_code = np.zeros(len(info))
+    per_code[active], score = _largest_shares(info[active])
+    return Result(score, HSU, samples.names, info, SHARE, per_code=per_code)
+
+
+def infoc(
+    samples: Samples, rng: Generator, *, num_samples: Rows = 10_000, neighbours: AtLeastOne = 10
+) -> Result:
+    """InfoC, compactness of Hsu et al. (2023): `infom` with codes and factors exchanged."""
+    info, active = _nearest_information(samples, rng, num_samples, neighbours, "infoc")
+    need(active.sum() > 1, "infoc needs two active codes, not 1")
+    per_factor, score = _largest_shares(info[active].T)
+    return Result(score, HSU, samples.names, info, SHARE, per_factor=per_factor)
+
+
+def mutual_info_score(
+    samples: Samples, rng: Generator, *, num_samples: Rows = 10_000, num_bins: AtLeastTwo = 20
+) -> Result:
+    """Mean mutual information in nats of two different binned codes (Locatello et al. 2019).
+
+    Lower is better; 0 for independent codes, up to 0.02 by chance.
+    """
+    need(samples.num_codes > 1, "mutual_info_score needs two codes, not 1")
+    x, _ = sample(samples, rng, num_samples, "mutual_info_score.num_samples")
+    bins = to_bins(x, num_bins)
+    info = mutual_information(bins, bins) * (1 - np.eye(samples.num_codes))
+    score = info.sum() / (samples.num_codes**2 - samples.num_codes)
+    return Result(score, "Locatello et al. 2019, lower is better")
+
+
+def gaussian_total_correlation(
+    samples: Samples, rng: Generator, *, num_samples: Rows = 10_000
+) -> Result:
+    """Total correlation in nats of a Gaussian with the covariance of the codes (same study).
+
+    Constant codes are left out. Lower is better; D (D - 1) / (4 num_samples) by chance.
+    """
+    x, _ = sample(samples, rng, num_samples, "gaussian_total_correlation.num_samples")
+    x = standardise(x[:, np.ptp(x, axis=0) > 0])
+    correlation = x.T @ x / len(x)
+    need(np.linalg.matrix_rank(correlation) == x.shape[1], "the codes are linearly dependent")
+    score = max(0.0, -0.5 * np.linalg.slogdet(correlation)[1])
+    return Result(score, "Locatello et al. 2019, lower is better")
 
 
 def mutual_information(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -45,192 +142,59 @@ def entropy(counts: np.ndarray) -> float:
     return float(-(p * np.log(p)).sum())
 
 
-def _binned(samples: Samples, rng, num_samples: int, num_bins: int):
+def gap_result(matrix: np.ndarray, kind: str, factors: tuple[str, ...], protocol: str) -> Result:
+    """The gap of the two largest entries of each column of `matrix` (D, K), averaged over K."""
+    need(len(matrix) > 1, "a gap needs two codes, not 1")
+    top = np.sort(matrix, axis=0)
+    gaps = top[-1] - top[-2]
+    return Result(gaps.mean(), protocol, factors, matrix, kind, per_factor=gaps)
+
+
+def _binned_information(samples: Samples, rng, num_samples: int, num_bins: int, metric: str):
     """Mutual information (D, K) of binned codes with factors, and factor entropies (K,)."""
-    x, y = sample(samples, rng, num_samples)
+    x, y = sample(samples, rng, num_samples, f"{metric}.num_samples")
     labels = to_labels(samples, y, num_bins)
     info = mutual_information(to_bins(x, num_bins), labels)
     return info, np.array([entropy(np.bincount(column)) for column in labels.T])
 
 
-def top_gap(matrix: np.ndarray) -> np.ndarray:
-    """Largest minus second largest entry of each column of `matrix` (D, K), (K,)."""
-    need(len(matrix) > 1, "a gap needs two codes, not 1")
-    top = np.sort(matrix, axis=0)
-    return top[-1] - top[-2]
+def _nearest_information(samples: Samples, rng, num_samples: int, neighbours: int, metric: str):
+    """Mutual information over the factor's entropy (D, K), and which codes (D,) are active."""
+    # A copy of a row would be its own nearest neighbour, so the rows are distinct.
+    x, y = sample(samples, rng, num_samples, f"{metric}.num_samples", distinct=True)
+    for k in np.flatnonzero(~np.array(samples.continuous)):
+        need_often(samples.names[k], y[:, k], neighbours + 1, f"{metric}.neighbours = {neighbours}")
+    extent = np.ptp(x, axis=0)
+    need(extent.any(), "no code varies")
+    varies = extent > 0
+    x, seed = standardise(x[:, varies]), int(rng.integers(2**31))  # the seed breaks ties of codes
+    options = {"discrete_features": False, "n_neighbors": neighbours, "random_state": seed}
+    info = np.zeros((len(extent), y.shape[1]))
+    for k, label in enumerate(to_labels(samples, y, num_bins=20).T):
+        nats = mutual_info_classif(x, label, **options)
+        info[varies, k] = nats / entropy(np.bincount(label))
+    return info, extent > extent.max() / 20
 
 
-def mig(
-    codes,
-    factors,
-    rng: np.random.Generator,
-    *,
-    num_samples: AtLeastTwo = 10_000,
-    num_bins: AtLeastTwo = 20,
-) -> Result:
-    """Mutual information gap of Chen et al. (2018, section 4) by the protocol of the 2019 study.
-
-    Mean codes in `num_bins` equal bins; the gap between the two codes that know most of a
-    factor, over the factor's entropy in the sample, averaged over factors. Range 0 ... 1, chance
-    about 0, but the bins cap it: the true factors of dSprites reach .8955. Not comparable with
-    `mig_chen`. Continuous factors are binned like codes. The matrix is the information over
-    the factor's entropy. Raises ValueError for a single code, which leaves no gap.
-    """
-    samples = as_samples(codes, factors)
-    info, entropies = _binned(samples, rng, num_samples, num_bins)
-    gaps = top_gap(info / entropies)
-    return Result(
-        score=gaps.mean(),
-        protocol="Locatello et al. 2019, binned mean codes",
-        per_factor=by_name(samples.names, gaps),
-        matrix=info / entropies,
-        matrix_kind="mutual information / factor entropy",
-        factors=samples.names,
-        settings={"num_samples": num_samples, "num_bins": num_bins},
-    )
-
-
-def modularity(
-    codes,
-    factors,
-    rng: np.random.Generator,
-    *,
-    num_samples: AtLeastTwo = 10_000,
-    num_bins: AtLeastTwo = 20,
-) -> Result:
-    """Modularity of Ridgeway & Mozer (2018, section 3): does a code know one factor only.
-
-    1 - sum of the other squared informations / ((K - 1) largest squared information), averaged
-    over all D codes. As in the reference nothing is pruned, so a dead code with a little noise
-    counts as much as a live one (pure noise gives anything near .7) and an exactly constant
-    code counts 0. Range 0 ... 1. The matrix is the information in nats. Raises ValueError for a
-    single factor.
-    """
-    samples = as_samples(codes, factors)
-    need(len(samples.names) > 1, "modularity needs two factors, not 1")
-    info, _ = _binned(samples, rng, num_samples, num_bins)
-    squared, largest = info**2, (info**2).max(axis=1)
-    others = (squared.sum(axis=1) - largest) / (len(samples.names) - 1)
-    per_code = np.where(largest > 0, 1 - others / np.where(largest > 0, largest, 1), 0)
-    return Result(
-        score=per_code.mean(),
-        protocol="Ridgeway & Mozer 2018, binned mean codes, all codes",
-        per_code=by_code(per_code),
-        matrix=info,
-        matrix_kind="mutual information / nats",
-        factors=samples.names,
-        settings={"num_samples": num_samples, "num_bins": num_bins},
-    )
-
-
-def mutual_info_score(
-    codes,
-    factors,
-    rng: np.random.Generator,
-    *,
-    num_samples: AtLeastTwo = 10_000,
-    num_bins: AtLeastTwo = 20,
-) -> Result:
-    """Mean mutual information in nats of two different binned codes (Locatello et al. 2019).
-
-    Unsupervised; LOWER is better, 0 for independent codes (below .02 with the default sizes; more
-    where there are few different images).
-    Raises ValueError for a single code.
-    """
-    samples = as_samples(codes, factors)
-    num_codes = samples.codes.shape[1]
-    need(num_codes > 1, "mutual_info_score needs two codes, not 1")
-    bins = to_bins(sample(samples, rng, num_samples)[0], num_bins)
-    info = mutual_information(bins, bins) * (1 - np.eye(num_codes))
-    return Result(
-        score=info.sum() / (num_codes**2 - num_codes),
-        protocol="Locatello et al. 2019, lower is better",
-        per_code=by_code(info.sum(axis=1) / (num_codes - 1)),
-        settings={"num_samples": num_samples, "num_bins": num_bins},
-    )
-
-
-def gaussian_total_correlation(
-    codes, factors, rng: np.random.Generator, *, num_samples: AtLeastTwo = 10_000
-) -> Result:
-    """Total correlation in nats of a Gaussian with the covariance of the codes (same study).
-
-    Unsupervised; LOWER is better, 0 ... infinity; D (D - 1) / (4 num_samples) for independent
-    codes. Constant codes are independent of everything and left out. Raises ValueError if codes are
-    linearly dependent, where it is infinite.
-    """
-    samples = as_samples(codes, factors)
-    x, _ = sample(samples, rng, num_samples)
-    x = standardise(x[:, np.ptp(x, axis=0) > 0])
-    correlation = x.T @ x / len(x)
-    need(
-        np.linalg.matrix_rank(correlation) == x.shape[1],
-        "codes are linearly dependent: their Gaussian total correlation is infinite",
-    )
-    return Result(
-        score=max(0.0, -0.5 * np.linalg.slogdet(correlation)[1]),
-        protocol="Locatello et al. 2019, lower is better",
-        settings={"num_samples": num_samples, "active_codes": x.shape[1]},
-    )
-
-
-def mig_chen(
-    codes,
-    factors,
-    rng: np.random.Generator | None = None,
-    *,
-    logvar=None,
-    without: tuple[str, ...] = ("shape",),
-) -> Result:
-    """Mutual information gap of Chen et al. (2018, section 4) by the authors' own protocol.
-
-    The information of a *sampled* code with a factor is H(z) - mean H(z | value), where z follows
-    the mixture of all posteriors N(codes, exp(logvar)), or of those with that value; the gap of
-    the two largest, over the factor's entropy (log(#values) on a grid), averaged over the factors
-    that are not in `without`. The authors estimate the entropies from 10,000 draws; we integrate
-    the mixture's density numerically (error below 1e-3 nats), so nothing is random. All samples are
-    used.
-    Posterior standard deviations below 1/4096 of the extent of a code (range of its means plus
-    largest deviation) count as that. Range 0 ... 1.
-    logvar: (N, D) log-variances. Raises ValueError without them, for another shape and for
-    continuous factors.
-    """
-    need(logvar is not None, "mig_chen needs the posterior: log-variances `logvar` like codes")
-    samples = as_samples(codes, factors)
-    logvar = as_logvar(logvar, samples.codes)
-    need_discrete(samples, "mig_chen", "bin it or leave it out")
-    kept = [k for k, name in enumerate(samples.names) if name not in without]
-    need(bool(kept), f"mig_chen needs a factor besides {', '.join(without)}")
-    values = samples.values(np.arange(len(samples)))
-    labels = [np.unique(values[:, k], return_inverse=True)[1] for k in kept]
-    info = np.empty((samples.codes.shape[1], len(kept)))
-    for d in range(len(info)):
-        mean = np.asarray(samples.codes[:, d], dtype=np.float64)
-        std = np.exp(0.5 * np.asarray(logvar[:, d], dtype=np.float64))
-        info[d] = _posterior_information(mean, std, labels)
-    known = np.maximum(info, 0) / [entropy(np.bincount(y)) for y in labels]
-    names, gaps = tuple(samples.names[k] for k in kept), top_gap(known)
-    return Result(
-        score=gaps.mean(),
-        protocol=f"Chen et al. 2018, sampled codes, {len(kept)} factors",
-        per_factor=by_name(names, gaps),
-        matrix=known,
-        matrix_kind="mutual information / entropy of the factor",
-        factors=names,
-        settings={"factors": list(names)},
-    )
+def _largest_shares(info: np.ndarray) -> tuple[np.ndarray, float]:
+    """Largest entry over the sum of each row, and the mean rescaled so that even rows give 0."""
+    even, total = 1 / info.shape[1], info.sum(axis=1)
+    shares = np.where(total > 0, info.max(axis=1) / np.where(total > 0, total, 1), even)
+    return shares, (shares.mean() - even) / (1 - even)
 
 
 def _posterior_information(mean: np.ndarray, std: np.ndarray, labels) -> np.ndarray:
-    """H(z) - H(z | labels) in nats for each labelling; z ~ mixture of N(mean, std), all (N,).
+    """H(z) - H(z | labels) in nats for each labelling (N,); z ~ mixture of N(mean, std), both (N,).
 
-    The mixture's density is a sum, over classes of nearly equal std, of a histogram of means
-    convolved with a Gaussian, done in Fourier space. Both the cell of a mean and the class of
-    a std are shared between two neighbours so that mean and variance are kept.
+    The density of the mixture is a sum, over classes of nearly equal std, of a histogram of means
+    convolved with a Gaussian, which is a product of Fourier transforms.
     """
+    # Grid of z: fine enough for the narrowest posterior, wide enough for the widest.
     std = np.maximum(std, MIN_STD * (np.ptp(mean) + std.max()) or 1.0)
     step, margin = std.min() / STEPS_PER_STD, 7 * std.max()
     size = next_fast_len(math.ceil((np.ptp(mean) + 2 * margin) / step) + 2, real=True)
+
+    # Share each mean between two cells and each variance between two classes: moments stay exact.
     classes = np.geomspace(std.min(), std.max(), 2 + int(10 * np.log(std.max() / std.min()))) ** 2
     upper = np.clip(np.searchsorted(classes, std**2), 1, len(classes) - 1)
     order = np.argsort(upper, kind="stable")
@@ -242,103 +206,19 @@ def _posterior_information(mean: np.ndarray, std: np.ndarray, labels) -> np.ndar
     bounds = np.searchsorted(upper, np.arange(1, len(classes) + 1))
     frequency = (2 * np.pi * rfftfreq(size, step)) ** 2
     blur = np.exp(-0.5 * (classes[:, None] - step**2 / 6) * frequency)  # cells add step^2/6
+
+    # One density for each value of a factor; their sum is that of the mixture of all.
     info = np.empty(len(labels))
     for k, label in enumerate(labels):
         counts, start = np.bincount(label), label[order] * size + cell
         waves = np.zeros((len(counts), len(frequency)), dtype=np.complex128)
         for c in np.flatnonzero(np.diff(bounds)):
-            mine = slice(bounds[c], bounds[c + 1])  # between classes[c] and classes[c + 1]
-            for to, weight in ((c, 1 - share[mine]), (c + 1, share[mine])):
-                heights = np.bincount(start[mine], weight * (1 - part[mine]), len(counts) * size)
-                heights += np.bincount(start[mine] + 1, weight * part[mine], len(heights))
+            rows = slice(bounds[c], bounds[c + 1])  # variances between classes[c] and [c + 1]
+            for to, weight in ((c, 1 - share[rows]), (c + 1, share[rows])):
+                heights = np.bincount(start[rows], weight * (1 - part[rows]), len(counts) * size)
+                heights += np.bincount(start[rows] + 1, weight * part[rows], len(heights))
                 waves += rfft(heights.reshape(-1, size)) * blur[to]
         density = np.maximum(irfft(waves, size), 0)  # (values, size), sums to the counts
         within = [entropy(row) for row in density]
         info[k] = entropy(density.sum(axis=0)) - np.average(within, weights=counts)
     return info
-
-
-def infom(
-    codes,
-    factors,
-    rng: np.random.Generator,
-    *,
-    num_samples: AtLeastTwo = 10_000,
-    neighbours: AtLeastOne = 10,
-) -> Result:
-    """InfoM, modularity of Hsu et al. (2023): is a code about one factor only.
-
-    (mean over active codes of max/sum over the K factors of the normalised information - 1/K) /
-    (1 - 1/K). The information is the k-nearest-neighbour estimate; a code is active if its
-    range exceeds 1/20 of the largest. An active code without any information counts as
-    spread evenly (0/0 in the reference). Continuous factors are binned in 20. Range 0 ... 1, but
-    pure noise is well above 0, as its max/sum is that of K small errors. Raises ValueError
-    for a single factor, if no code varies and where a value of a discrete factor has no more
-    samples than `neighbours`.
-    """
-    samples = as_samples(codes, factors)
-    need(len(samples.names) > 1, "infom needs two factors, not 1")
-    known, active, detail = _neighbour_information(samples, rng, num_samples, neighbours)
-    shares = _largest_share(known)
-    score = _above_even(shares[active].mean(), len(samples.names))
-    return Result(score, per_code=by_code(np.where(active, shares, 0)), **detail)
-
-
-def infoc(
-    codes,
-    factors,
-    rng: np.random.Generator,
-    *,
-    num_samples: AtLeastTwo = 10_000,
-    neighbours: AtLeastOne = 10,
-) -> Result:
-    """InfoC, compactness of Hsu et al. (2023): is a factor in one code only.
-
-    As `infom` with codes and factors exchanged: mean over factors of max/sum over the active
-    codes. Raises ValueError unless two codes are active.
-    """
-    samples = as_samples(codes, factors)
-    known, active, detail = _neighbour_information(samples, rng, num_samples, neighbours)
-    need(active.sum() > 1, "infoc needs two active codes, not 1")
-    shares = _largest_share(known[active].T)
-    score = _above_even(shares.mean(), active.sum())
-    return Result(score, per_factor=by_name(samples.names, shares), **detail)
-
-
-def _neighbour_information(samples: Samples, rng, num_samples: int, neighbours: int):
-    """Information of codes with factors over the factor's entropy (D, K), which codes (D,) are
-    active, and the detail of a Result; constant codes carry none."""
-    need_at_least(1, neighbours=neighbours)
-    x, y = sample(samples, rng, num_samples, copies=False)  # a copy is no neighbour
-    for k in np.flatnonzero(~np.array(samples.continuous)):
-        need_often(samples.names[k], y[:, k], neighbours + 1)
-    extent = np.ptp(x, axis=0)
-    need(extent.any(), "no code varies")
-    active, moving = extent > extent.max() / 20, extent > 0
-    x, seed = standardise(x[:, moving]), int(rng.integers(2**31))  # seed: breaks ties of codes
-    known = np.zeros((len(extent), y.shape[1]))
-    for k, label in enumerate(to_labels(samples, y, num_bins=20).T):
-        known[moving, k] = mutual_info_classif(
-            x, label, discrete_features=False, n_neighbors=neighbours, random_state=seed
-        ) / entropy(np.bincount(label))
-    settings = {"num_samples": num_samples, "neighbours": neighbours}
-    detail = {
-        "protocol": "Hsu et al. 2023, nearest-neighbour information",
-        "matrix": known,
-        "matrix_kind": "mutual information / factor entropy",
-        "factors": samples.names,
-        "settings": settings | {"active_codes": int(active.sum())},
-    }
-    return known, active, detail
-
-
-def _largest_share(known: np.ndarray) -> np.ndarray:
-    """max/sum of each row, 1/width for a row of zeros."""
-    total = known.sum(axis=1)
-    even = 1 / known.shape[1]
-    return np.where(total > 0, known.max(axis=1) / np.where(total > 0, total, 1), even)
-
-
-def _above_even(share: float, num: int) -> float:
-    """Rescale a share so that an even spread over `num` gives 0."""
-    return (share - 1 / num) / (1 - 1 / num)

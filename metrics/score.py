@@ -1,113 +1,139 @@
-"""Several metrics at once, as one flat dict of plain values."""
+"""The metrics by name, and several of them at once as plain values."""
 
-import inspect
+import difflib
 import json
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from metrics.registry import JOINT, METRICS, PARTS, select
-from metrics.samples import as_samples
+from metrics import information, interventions, prediction
+from metrics.draw import Rows, RowsPerValue
+from metrics.samples import Result, Samples, as_array, need
 
-NOT_FINITE = "a number of it is not finite"
+METRICS: dict[str, Callable[..., Result | dict[str, Result]]] = {
+    "beta_vae_paper": interventions.beta_vae_paper,
+    "beta_vae": interventions.beta_vae,
+    "factor_vae": interventions.factor_vae,
+    "mig": information.mig,
+    "mig_chen": information.mig_chen,
+    "sap": prediction.sap,
+    "sap_continuous": prediction.sap_continuous,
+    "dci": prediction.dci,
+    "dci_fast": prediction.dci_fast,
+    "modularity": information.modularity,
+    "explicitness": prediction.explicitness,
+    "irs": interventions.irs,
+    "infom": information.infom,
+    "infoc": information.infoc,
+    "infoe": prediction.infoe,
+    "gaussian_total_correlation": information.gaussian_total_correlation,
+    "mutual_info_score": information.mutual_info_score,
+}
+# Raise a metric's version when its numbers change (`| {"mig": 2}`): older scores are then stale.
+VERSIONS = dict.fromkeys(METRICS, 1)
+UNSUPERVISED = ("gaussian_total_correlation", "mutual_info_score")  # need no factors
+LOWER_IS_BETTER = ("gaussian_total_correlation", "mutual_info_score")
+ASPECTS = ("disentanglement", "completeness", "informativeness")  # of DCI, a score each
+SCORES: dict[str, str] = {}  # key of a score -> name of its metric
+for _name in METRICS:
+    _keys = [f"{_name}_{aspect}" for aspect in ASPECTS] if _name in ("dci", "dci_fast") else [_name]
+    SCORES |= dict.fromkeys(_keys, _name)
+
+
+def select(names: Iterable[str]) -> list[str]:
+    """Names of metrics, in the order of METRICS, for names of metrics or of scores or "all"."""
+    metrics = {"all": list(METRICS)} | {name: [name] for name in METRICS}
+    metrics |= {key: [name] for key, name in SCORES.items()}
+    selected = set()
+    for name in map(str.strip, names):
+        if name not in metrics:
+            close = difflib.get_close_matches(name, metrics, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise ValueError(f"unknown metric {name!r}{hint} Allowed: all, {', '.join(METRICS)}")
+        selected.update(metrics[name])
+    return [name for name in METRICS if name in selected]
+
+
+def complete_settings(metric: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a metric, as in its entry: the defaults of its signature with `settings`."""
+    complete = (METRICS[metric].__kwdefaults__ or {}) | dict(settings)
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in complete.items()}
 
 
 def score_all(
-    codes,
-    factors,
+    samples: Samples,
+    names: Iterable[str],
     *,
-    metrics=("all",),
     seed: int = 0,
-    repeats: int = 1,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
     logvar=None,
-    settings: dict[str, dict] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> dict[str, dict]:
-    """Scores of the chosen metrics: key -> {score, protocol, per_factor, ..., seconds}.
+    scale_samples: bool = False,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Compute metrics one after the other; yields each score's key and entry once it is computed.
 
-    Codes and factors as in `as_samples`; metrics as in `select`; settings: metric (or "dci",
-    "dci_fast") -> keyword arguments; logvar goes to the metrics that have such an argument. Every
-    metric draws from its own generator, a function of (seed, its name, repeat), so a score does not
-    depend on what else is computed. With `repeats` > 1 numbers are means over the draws, `spread`
-    is the standard deviation (ddof 1) of the score and `scores` lists them; what differs among the
-    settings is left out. A metric that cannot be
-    computed has score None and a `reason`. `progress(name, done, total)` is called before each
-    metric and at the end. `seconds` (total time) comes last and is all that may differ between two
-    calls. Raises ValueError for bad codes or factors, an unknown metric and repeats < 1.
+    A metric draws from a generator of its own, so a score does not depend on what else is computed.
+
+    Args:
+        settings: name of a metric -> settings that differ from the defaults of its signature.
+        logvar: (N, D) log-variances of the posterior, if `samples` has none yet.
+        scale_samples: lower the settings that ask for more rows than there are.
+
+    Yields:
+        A key of SCORES and a dict of plain values: score (None with a reason if it cannot be
+        computed), version, seed, settings, seconds, note, and the fields of the Result.
     """
-    samples, keys, settings = as_samples(codes, factors), select(metrics), settings or {}
-    if repeats < 1:
-        raise ValueError(f"repeats = {repeats}; 1 or more are allowed")
-    names = (METRICS.keys() - PARTS.keys()) | JOINT.keys()
-    if unknown := settings.keys() - names:
-        raise ValueError(f"settings for {min(unknown)!r}; allowed are {', '.join(sorted(names))}")
-    computations = {}  # name -> {key: aspect or None}
-    for key in keys:
-        name, aspect = PARTS.get(key, (key, None))
-        computations.setdefault(name, {})[key] = aspect
-    scores, report = {}, progress or (lambda name, done, total: None)
-    for done, (name, parts) in enumerate(computations.items()):
-        report(name, done, len(computations))
-        given = dict(settings.get(name, {}))
-        if "logvar" in inspect.signature(JOINT.get(name) or METRICS[name]).parameters:
-            given["logvar"] = logvar
+    settings = settings or {}
+    for name in settings:
+        need(name in METRICS, f"settings for {name!r}; allowed are {', '.join(METRICS)}")
+    if logvar is not None:
+        samples = replace(samples, logvar=as_array(logvar, "logvar", *samples.codes.shape))
+    for name in select(names):
         start = time.perf_counter()
-        outcome = _repeat(name, samples, seed, repeats, given)
-        seconds = time.perf_counter() - start
-        for key, aspect in parts.items():
-            if isinstance(outcome, str):
-                scores[key] = {"score": None, "reason": outcome}
-            else:
-                found = _merge([(r[aspect] if aspect else r).to_json() for r in outcome])
-                scores[key] = found if _is_finite(found) else {"score": None, "reason": NOT_FINITE}
-            if samples.left_out:
-                scores[key]["constant_factors"] = list(samples.left_out)
-            scores[key]["seconds"] = seconds
-    report("", len(computations), len(computations))
-    return scores
+        entries = _score(name, samples, seed, settings.get(name, {}), scale_samples)
+        seconds = {"seconds": time.perf_counter() - start}
+        for key, entry in entries.items():
+            yield key, entry | seconds
 
 
-def _repeat(name: str, samples, seed: int, repeats: int, settings: dict):
-    """Results of `repeats` draws, or the reason why there are none."""
-    metric = JOINT.get(name) or METRICS[name]
-    streams = (np.random.default_rng([seed, zlib.crc32(name.encode()), r]) for r in range(repeats))
+def _score(name: str, samples: Samples, seed: int, settings: Mapping, scale: bool) -> dict:
+    """The entries of one metric by score key."""
+    settings, keys = complete_settings(name, settings), [k for k, v in SCORES.items() if v == name]
+    is_possible = bool(samples.names) or name in UNSUPERVISED
+    notes = [] if name in UNSUPERVISED else list(samples.notes)
+    if is_possible and scale and (lowered := _lowered(name, settings, samples)):
+        notes.append(f"{' and '.join(lowered)} lowered, as there are only {len(samples)} rows")
+        settings |= lowered
+    facts = {"version": VERSIONS[name], "seed": seed, "settings": settings}
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode()), 0])
     try:
+        need(is_possible, f"{name} needs factors, and there are none")
         # One thread for linear algebra: matrices are small, and sums depend on the number of them.
         with threadpool_limits(1):
-            return [metric(samples, None, rng, **settings) for rng in streams]
-    except ValueError as reason:
-        return str(reason)
+            results = METRICS[name](samples, rng, **settings)
+        results = results.values() if isinstance(results, dict) else [results]
+        entries = [result.to_json() for result in results]
+        json.dumps(entries, allow_nan=False)  # ValueError if a number is not finite
+    except ValueError as error:
+        entries = [{"score": None, "reason": str(error)}] * len(keys)
+    note = {"note": "; ".join(notes)} if notes else {}
+    entries = [{"score": entry["score"]} | facts | entry | note for entry in entries]
+    return dict(zip(keys, entries, strict=True))
 
 
-def _is_finite(entry: dict) -> bool:
-    """Whether no number of a JSON entry is NaN or infinite."""
-    try:
-        json.dumps(entry, allow_nan=False)
-    except ValueError:
-        return False
-    return True
-
-
-def _merge(entries: list[dict]) -> dict:
-    """One JSON entry for several draws: means of all numbers, spread and list of the scores."""
-    if len(entries) == 1:
-        return entries[0]
-    merged = dict(entries[0])
-    scores = [entry["score"] for entry in entries]
-    merged["score"] = float(np.mean(scores))
-    for detail in merged.keys() & {"per_factor", "per_code"}:
-        merged[detail] = {
-            name: float(np.mean([entry[detail][name] for entry in entries]))
-            for name in merged[detail]
-        }
-    if "matrix" in merged:
-        values = np.mean([entry["matrix"]["values"] for entry in entries], axis=0)
-        merged["matrix"] = merged["matrix"] | {"values": values.tolist()}
-    if settings := merged.get("settings"):
-        same = {k: v for k, v in settings.items() if all(e["settings"][k] == v for e in entries)}
-        merged["settings"] = same
-    spread = {"spread": float(np.std(scores, ddof=1)), "scores": scores}
-    return {"score": merged.pop("score"), **spread, **merged}
+def _lowered(metric: str, settings: Mapping[str, Any], samples: Samples) -> dict[str, int]:
+    """The settings that ask for more rows than there are, lowered to the number of rows."""
+    types = METRICS[metric].__annotations__
+    rows = {key: settings[key] for key, kind in types.items() if kind == Rows}
+    total = max(sum(rows.values()), len(samples))
+    lowered = {key: value * len(samples) // total for key, value in rows.items()}
+    if samples.sizes is None:
+        discrete = samples.factors.T[~np.array(samples.continuous, dtype=bool)]
+        counts = [int(np.unique(values, return_counts=True)[1].min()) for values in discrete]
+        rarest = max(min(counts, default=len(samples)), 2)
+        lowered |= {key: rarest for key, kind in types.items() if kind == RowsPerValue}
+    return {key: value for key, value in lowered.items() if value < settings[key]}

@@ -1,12 +1,7 @@
-"""The operators that decide training speed on a CPU: same maths as torch's layers, other kernels.
-
-Each is held against the plain layer and against finite differences by tests/test_fast.py.
-"""
+"""Faster kernels for training on a CPU: the results of torch's layers, computed in another way."""
 
 import ctypes
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import zip_longest
 
 import torch
@@ -15,214 +10,143 @@ from torch import Tensor, nn
 
 _conv = torch.ops.aten.convolution
 _conv_backward = torch.ops.aten.convolution_backward
-FEW_CHANNELS = 4  # up to here a 4x4, stride 2 convolution is better taken over 2x2 blocks
 ACTIVATIONS = nn.ReLU, nn.LeakyReLU
-SMALL_MAP = 36  # up to so many positions of a map products of patches beat the library's kernels
-AMX = torch.cpu._is_amx_tile_supported()  # matrix units: a wasteful product beats a frugal sum
+FEW_CHANNELS = 4  # up to this many, a 4x4 kernel of stride 2 is faster as a 2x2 kernel over blocks
+SMALL_MAP = 36  # up to this many positions, a matrix product of patches is faster
+AMX = torch.cpu._is_amx_tile_supported()  # with matrix units one large product beats several sums
 _LIBRARY = torch.backends.mkldnn.is_available()
-_FUSED = {  # whether this build and processor have convolutions with an activation inside
+_FUSED = {  # dtypes for which the library has a convolution with an activation inside
     torch.float32: _LIBRARY,
     torch.bfloat16: _LIBRARY and torch.ops.mkldnn._is_mkldnn_bf16_supported(),
 }
+Geometry = tuple[int, int]  # stride and padding, equal in both directions
 
 
-_weights_left_out = False
+def accelerate(model: nn.Module) -> nn.Module:
+    """Make the convolutions of a model use the kernels of this file; changes and returns the model.
 
-
-@contextmanager
-def input_gradients_only() -> Iterator[None]:
-    """Within it a backward pass through the layers below leaves their weights' gradients out.
-
-    Why: torch tells an operator written in Python which gradients may be asked for, not which are.
+    Layers that the kernels do not cover stay as they are, and so do all on another device.
     """
-    global _weights_left_out
-    before, _weights_left_out = _weights_left_out, True
-    try:
-        yield
-    finally:
-        _weights_left_out = before
-
-
-def _needed(ctx) -> tuple[bool, bool, bool]:
-    """Which gradients an operator must give: of input, weight and bias."""
-    need_x, *rest = ctx.needs_input_grad[:3]
-    return need_x, *(need and not _weights_left_out for need in rest)
+    fast = {kind.__base__.forward: kind for kind in (Conv2d, ConvTranspose2d, Sequential)}
+    for module in model.modules():
+        kind = fast.get(type(module).forward)  # None for a layer with a forward of its own
+        if kind is Sequential or (kind and _is_covered(module)):
+            # Spectral norm has made a subclass of the layer, which must stay among the bases.
+            bases = kind, type(module)
+            plain = bases[1] is kind.__base__
+            module.__class__ = kind if plain else type(kind.__name__, bases, {})
+    return model
 
 
 class _Conv(torch.autograd.Function):
-    """Convolution and the leaky ReLU behind it (slope 0: ReLU, slope 1: nothing).
+    """A (transposed) convolution and the leaky ReLU behind it (slope 0: ReLU, slope 1: none).
 
-    Why: the library's convolution can apply the activation before it writes its result, which is
-    read and written once more otherwise, in bfloat16 at the price of a large convolution.
+    The library can apply the activation before it writes the result. In bfloat16 a separate one
+    takes as long as a large convolution.
     """
 
     @staticmethod
-    def forward(
-        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, slope: float
-    ) -> Tensor:
-        ctx.geometry, ctx.slope = (stride, padding), slope
-        out = _activated(x, weight, bias, stride, padding, False, slope)
+    def forward(ctx, x, weight, bias, geometry, transposed, slope):
+        stride, padding = geometry
+        if transposed and padding == 1 and _has_few_channels(weight, geometry):
+            out = _leaky(_to_few_channels(x, weight, bias), slope)
+        elif not transposed and stride == 1 and _is_small(x, weight, geometry):
+            rows = x.shape[2] + 2 * padding - weight.shape[2] + 1
+            matrix = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)  # (Cout, k * k * Cin)
+            out = F.linear(_patches(x, weight, geometry), matrix, bias)
+            out = _leaky(out.view(len(x), rows, -1, len(weight)).permute(0, 3, 1, 2), slope)
+        elif slope == 1 or not _FUSED.get(x.dtype):
+            out = _leaky(_conv(x, weight, bias, *_settings(geometry, transposed)), slope)
+        else:
+            activation = ("relu", []) if slope == 0 else ("leaky_relu", [slope])
+            pads = ([padding] * 2, [0, 0]) if transposed else ([padding] * 2,)
+            fused = torch.ops.mkldnn._convolution_pointwise
+            if transposed:
+                fused = torch.ops.mkldnn._convolution_transpose_pointwise
+            out = fused(x, weight, bias, *pads, [stride] * 2, [1, 1], 1, *activation, "")
+        ctx.geometry, ctx.transposed, ctx.slope = geometry, transposed, slope
         ctx.save_for_backward(x, weight, None if slope == 1 else out)
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx, grad):
         x, weight, out = ctx.saved_tensors
-        need_x, need_weight, need_bias = _needed(ctx)
-        grad = _before_activation(grad, out, ctx.slope)
-        grad_x = grad_weight = grad_bias = None
-        if need_x:
-            grad_x = _input_gradient(x, weight, grad, *ctx.geometry)
-        if need_weight:
-            grad_weight = _weight_gradient(x, weight, grad, *ctx.geometry)
-        if need_bias:
-            grad_bias = grad.sum((0, 2, 3))
-        return grad_x, grad_weight, grad_bias, None, None, None
-
-
-class _ConvTranspose(torch.autograd.Function):
-    """Transposed convolution and leaky ReLU; its gradients are those of the adjoint convolution.
-
-    Why: the library's weight gradient of a transposed convolution takes two to four times as long
-    as the same sums taken as the weight gradient of a convolution with input and output gradient
-    swapped, and its bias gradient costs as much again; a plain sum does the latter.
-    """
-
-    @staticmethod
-    def forward(
-        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, slope: float
-    ) -> Tensor:
-        ctx.geometry, ctx.slope = (stride, padding), slope
-        out = _activated(x, weight, bias, stride, padding, True, slope)
-        ctx.save_for_backward(x, weight, None if slope == 1 else out)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        x, weight, out = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = _needs(ctx)
         grad, geometry = _before_activation(grad, out, ctx.slope), ctx.geometry
-        need_x, need_weight, need_bias = _needed(ctx)
         grad_x = grad_weight = grad_bias = None
-        if need_bias:
+        if needs_bias:
             grad_bias = grad.sum((0, 2, 3))
-        few = _is_few(weight, *geometry)
+        if not ctx.transposed:
+            if needs_x:
+                grad_x = _input_gradient(x, weight, grad, geometry)
+            if needs_weight:
+                grad_weight = _weight_gradient(x, weight, grad, geometry)
+            return grad_x, grad_weight, grad_bias, None, None, None
+        # A transposed convolution has the gradients of a convolution with input and output gradient
+        # swapped. The library takes two to four times as long for the weight's.
+        few = _has_few_channels(weight, geometry)
         if few:
-            (grad, weight), geometry = _as_blocks(grad, weight, geometry[1]), (1, 0)
-        if need_x:
-            grad_x = _conv(grad, weight, None, *_settings(*geometry))
-        if need_weight:
-            grad_weight = _weight_gradient(grad, weight, x, *geometry)
+            grad, weight = _fold(F.pad(grad, [geometry[1]] * 4)), _fold(weight)
+            geometry = 1, 0
+        if needs_x:
+            grad_x = _conv(grad, weight, None, *_settings(geometry))
+        if needs_weight:
+            grad_weight = _weight_gradient(grad, weight, x, geometry)
             grad_weight = _unfold(grad_weight) if few else grad_weight
         return grad_x, grad_weight, grad_bias, None, None, None
 
 
-def _settings(stride: int, padding: int, transposed: bool = False) -> tuple:
-    """The last arguments of torch's convolution: no dilation, no output padding, one group."""
+def _needs(ctx) -> list[bool]:
+    """Whether backward uses the gradient of the input, the weight and the bias.
+
+    A pass that is restricted by `inputs` uses fewer than ctx.needs_input_grad says.
+    """
+    needs = list(ctx.needs_input_grad[:3])
+    for i, (node, _) in enumerate(ctx.next_functions[1:3], start=1):
+        needs[i] = needs[i] and torch._C._will_engine_execute_node(node)
+    return needs
+
+
+def _settings(geometry: Geometry, transposed: bool = False) -> tuple:
+    stride, padding = geometry
     return [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1
 
 
-def _activated(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int,
-    padding: int,
-    transposed: bool,
-    slope: float,
-) -> Tensor:
-    """A (transposed) convolution and the leaky ReLU behind it, in one operator where there is.
-
-    torch.compile takes the weight of the fused transposed one to be laid out in another way than it
-    is, and puts the activation into its own code.
-    """
-    fused = _FUSED.get(x.dtype) and not (transposed and torch.compiler.is_compiling())
-    if transposed and _is_few(weight, stride, padding) and padding == 1:
-        out = _to_few_channels(x, weight, bias)
-    elif not transposed and stride == 1 and _is_small(x, weight, stride, padding):
-        out = _product(x, weight, bias, padding)
-    elif slope == 1 or not fused:
-        out = _conv(x, weight, bias, *_settings(stride, padding, transposed))
-    else:
-        activation = ("relu", []) if slope == 0 else ("leaky_relu", [slope])
-        rest = [stride] * 2, [1, 1], 1, *activation, ""
-        if transposed:
-            transpose = torch.ops.mkldnn._convolution_transpose_pointwise
-            return transpose(x, weight, bias, [padding] * 2, [0, 0], *rest)
-        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, [padding] * 2, *rest)
-    return _leaky(out, slope)
-
-
 def _leaky(x: Tensor, slope: float) -> Tensor:
-    """Leaky ReLU in place (slope 1: nothing)."""
+    """Leaky ReLU in place (slope 1: no change)."""
     return x if slope == 1 else F.leaky_relu_(x, slope)
 
 
 def _before_activation(grad: Tensor, out: Tensor | None, slope: float) -> Tensor:
-    """The gradient in front of the leaky ReLU that gave out, from the one behind it."""
+    """The gradient before a leaky ReLU, from the gradient behind it and its output."""
     if slope == 1:
         return grad
-    out = out.detach()  # of steps, whose own derivative is 0: not taken as maps of zeros
-    eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-    if eager and slope == 0 and grad.dtype == torch.bfloat16:
-        # A bfloat16 is positive where its bits are, read as an integer; the library's own operator
-        # goes through float32, which takes twice as long. Compiled code has it the other way round.
+    out = out.detach()  # the derivative of a leaky ReLU is a step, whose own derivative is 0
+    if slope == 0 and grad.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+        # The bits of a bfloat16, read as an integer, have its sign: half the time.
         bits = grad.view(torch.int16), out.view(torch.int16)
         return torch.ops.aten.threshold_backward(*bits, 0).view(torch.bfloat16)
     return torch.ops.aten.leaky_relu_backward(grad, out, slope, True)
 
 
-def _is_small(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
-    """Whether the convolution gives a small map.
-
-    Why: there the library's kernels, made for rows of many positions, take two to six times as long
-    as matrix products of patches (256 channels, 3x3 and 6x6 maps). torch.compile is left with the
-    library's: it takes minutes over the sums of patches, and its code for them is slower.
-    """
-    if torch.compiler.is_compiling():
-        return False
-    rows, columns = ((x.shape[i] + 2 * padding - weight.shape[i]) // stride + 1 for i in (2, 3))
-    return rows * columns <= SMALL_MAP
-
-
-def _patches(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """What the kernel sees at each position: (B, C, H, W) -> (B * positions, k * k * C)."""
-    x = F.pad(x, [padding] * 4).permute(0, 2, 3, 1)
-    x = x.unfold(1, weight.shape[2], stride).unfold(2, weight.shape[3], stride)
-    return x.permute(0, 1, 2, 4, 5, 3).reshape(-1, weight[0].numel())
-
-
-def _as_matrix(weight: Tensor) -> Tensor:
-    """(Cout, Cin, k, k) -> (Cout, k * k * Cin)."""
-    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-    """A stride 1 convolution as one matrix product."""
-    out = F.linear(_patches(x, weight, 1, padding), _as_matrix(weight), bias)
-    rows = x.shape[2] + 2 * padding - weight.shape[2] + 1
-    return out.view(len(x), rows, -1, len(weight)).permute(0, 3, 1, 2)
-
-
-def _input_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, pad: int) -> Tensor:
-    """Gradient of a convolution's input.
-
-    One that is differentiated itself is taken as a transposed convolution, whose gradients are fast
-    ones; torch's own take the second derivative's sums over the batch as a convolution of 32x32
-    kernels, five times as long.
-    """
-    if stride != 1 or not _is_small(x, weight, stride, pad):
+def _input_gradient(x: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
+    stride, pad = geometry
+    if stride != 1 or not _is_small(x, weight, geometry):
         covered = all(
             (grad.shape[i] - 1) * stride + weight.shape[i] - 2 * pad == x.shape[i] for i in (2, 3)
         )
         if covered and torch.is_grad_enabled():
-            return _ConvTranspose.apply(grad, weight, None, stride, pad, 1.0)
-        wanted = [True, False, False]
-        return _conv_backward(grad, x, weight, None, *_settings(stride, pad), wanted)[0]
+            # This gradient is differentiated again. torch's way takes five times as long.
+            return _Conv.apply(grad, weight, None, geometry, True, 1.0)
+        mask = [True, False, False]
+        return _conv_backward(grad, x, weight, None, *_settings(geometry), mask)[0]
+    # Small maps: one product gives all patches, whose overlaps are then summed in float32.
     batch, channels, height, width = x.shape
     rows, columns = grad.shape[2:]
-    patches = grad.permute(0, 2, 3, 1).reshape(-1, len(weight)) @ _as_matrix(weight)
+    matrix = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)  # (Cout, k * k * Cin)
+    patches = grad.permute(0, 2, 3, 1).reshape(-1, len(weight)) @ matrix
     patches = patches.view(batch, rows, columns, *weight.shape[2:], channels)
-    dtype = torch.promote_types(x.dtype, torch.float32)  # of the sums where patches overlap
+    dtype = torch.promote_types(x.dtype, torch.float32)
     out = x.new_zeros(batch, height + 2 * pad, width + 2 * pad, channels, dtype=dtype)
     for i in range(weight.shape[2]):
         for j in range(weight.shape[3]):
@@ -231,34 +155,40 @@ def _input_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, pad: i
     return out.permute(0, 3, 1, 2).to(x.dtype)
 
 
-def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, stride: int, pad: int) -> Tensor:
-    """Gradient of a convolution's weight."""
-    if not _is_small(x, weight, stride, pad):
-        wanted = [False, True, False]
-        return _conv_backward(grad, x, weight, None, *_settings(stride, pad), wanted)[1]
+def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
+    if not _is_small(x, weight, geometry):
+        mask = [False, True, False]
+        return _conv_backward(grad, x, weight, None, *_settings(geometry), mask)[1]
     grad = grad.permute(0, 2, 3, 1).reshape(-1, len(weight))
-    products = grad.t() @ _patches(x, weight, stride, pad)
+    products = grad.t() @ _patches(x, weight, geometry)
     return products.view(len(weight), *weight.shape[2:], -1).permute(0, 3, 1, 2)
 
 
-def _is_few(weight: Tensor, stride: int, padding: int) -> bool:
-    """Whether this (many, few, k, k) weight is taken over blocks."""
+def _is_small(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Whether the output is a small map, for which the library takes two to six times as long."""
+    stride, padding = geometry
+    rows, columns = ((x.shape[i] + 2 * padding - weight.shape[i]) // stride + 1 for i in (2, 3))
+    return rows * columns <= SMALL_MAP
+
+
+def _patches(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """What the kernel sees at each position: (B, C, H, W) -> (B * positions, k * k * C)."""
+    stride, padding = geometry
+    x = F.pad(x, [padding] * 4).permute(0, 2, 3, 1)
+    x = x.unfold(1, weight.shape[2], stride).unfold(2, weight.shape[3], stride)
+    return x.permute(0, 1, 2, 4, 5, 3).reshape(-1, weight[0].numel())
+
+
+def _has_few_channels(weight: Tensor, geometry: Geometry) -> bool:
+    """Whether a (many, few, k, k) weight is applied to blocks of 2x2 pixels."""
     few = weight.shape[1] <= FEW_CHANNELS and weight.shape[2:] == (4, 4)
-    return few and stride == 2 and padding in (0, 1)
-
-
-def _as_blocks(x: Tensor, weight: Tensor, padding: int) -> tuple[Tensor, Tensor]:
-    """What a 2x2, stride 1, padding 0 convolution takes to be the 4x4, stride 2 one of x.
-
-    Why: of one channel the library's 4x4 convolution and its gradients take up to twice as long.
-    """
-    return _fold(F.pad(x, [padding] * 4)), _fold(weight)
+    return few and geometry in ((2, 0), (2, 1))
 
 
 def _fold(x: Tensor) -> Tensor:
-    """2x2 blocks of pixels to channels: (B, C, 2H, 2W) -> (B, 4C, H, W), channels last.
+    """Blocks of 2x2 pixels become channels: (B, C, 2H, 2W) -> (B, 4C, H, W), channels last.
 
-    torch's pixel_unshuffle, which takes three times as long.
+    It turns a 4x4 kernel of stride 2 into a 2x2 kernel of stride 1. pixel_unshuffle is slower.
     """
     batch, channels, height, width = x.shape
     x = x.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(0, 1, 3, 5, 2, 4)
@@ -274,21 +204,15 @@ def _unfold(x: Tensor) -> Tensor:
 
 
 def _to_few_channels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """4x4, stride 2, padding 1 transposed convolution to few channels."""
-    if not (AMX and x.dtype == torch.bfloat16):
-        return _overlap_add(x, weight, bias)
-    bias = None if bias is None else bias.repeat_interleave(4)
-    blocks = _conv(x, _fold(weight), bias, *_settings(1, 0, transposed=True))
-    return _unfold(blocks)[:, :, 1:-1, 1:-1].contiguous()
+    """A transposed convolution to few channels: 4x4 kernel, stride 2, padding 1.
 
-
-def _overlap_add(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """4x4, stride 2, padding 1 transposed convolution to few channels: one product, then sums.
-
-    Row 2m of the output is the sum of kernel row 1 at m and kernel row 3 at m - 1; row 2m + 1 of
-    kernel row 2 at m and kernel row 0 at m + 1; likewise for columns. Every kernel element is a
-    plane of its own, so that the sums run over long contiguous rows.
+    Row 2m of the output is the sum of kernel row 1 at m and kernel row 3 at m - 1. Row 2m + 1 is
+    the sum of kernel row 2 at m and kernel row 0 at m + 1. Columns follow the same rule.
     """
+    if AMX and x.dtype == torch.bfloat16:
+        bias = None if bias is None else bias.repeat_interleave(4)
+        blocks = _conv(x, _fold(weight), bias, *_settings((1, 0), transposed=True))
+        return _unfold(blocks)[:, :, 1:-1, 1:-1].contiguous()
     batch, inputs, height, width = x.shape
     channels = weight.shape[1]
     kernel = weight.permute(2, 3, 1, 0).reshape(-1, inputs)  # (4 * 4 * C, Cin)
@@ -305,101 +229,69 @@ def _overlap_add(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out.reshape(batch, channels, 2 * height, 2 * width)
 
 
-def _as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
-    """What autocast would make of the arguments of a convolution."""
-    if not torch.is_autocast_enabled(x.device.type):
-        return x, weight, bias
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+def _operands(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+    """Input, weight and bias as autocast converts them; views, because _needs refuses leaves."""
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    return x, weight.view_as(weight), None if bias is None else bias.view_as(bias)
+
+
+def _is_covered(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """Whether the kernels compute this layer: one group, no dilation, square padding with zeros."""
+    square = len(set(layer.stride)) == len(set(layer.padding)) == 1  # false for padding "same"
+    plain = layer.groups == 1 and set(layer.dilation) == {1} and set(layer.output_padding) == {0}
+    return square and plain and layer.padding_mode == "zeros"
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d with the kernels above: the same parameters, names and initial values.
+    """nn.Conv2d with the kernels above, followed by a leaky ReLU."""
 
-    For square strides and paddings, without dilation and groups. The weight is read once a call:
-    each reading of one under spectral norm takes a step of its power iteration.
-    """
-
-    def forward(self, x: Tensor, slope: float = 1.0) -> Tensor:
-        """(B, Cin, H, W) -> (B, Cout, H', W') and through a leaky ReLU of this slope (1: none)."""
-        if x.device.type != "cpu":  # cuDNN picks its own kernels
+    def forward(self, x: Tensor, *, slope: float = 1.0) -> Tensor:
+        if x.device.type != "cpu":  # cuDNN chooses its own kernels
             return _leaky(super().forward(x), slope)
-        weight, stride, padding = self.weight, self.stride[0], self.padding[0]
-        few = _is_few(weight, stride, padding) and x.shape[2] % 2 == x.shape[3] % 2 == 0
-        if not few and slope == 1 and not _is_small(x, weight, stride, padding):
+        weight = self.weight  # read once: under spectral norm, a reading is a power iteration
+        geometry = self.stride[0], self.padding[0]
+        few = _has_few_channels(weight, geometry) and x.shape[2] % 2 == x.shape[3] % 2 == 0
+        if not few and slope == 1 and not _is_small(x, weight, geometry):
             return self._conv_forward(x, weight, self.bias)
-        x, weight, bias = _as_autocast(x, weight, self.bias)
+        x, weight, bias = _operands(x, weight, self.bias)
         if few:
-            x, weight = _as_blocks(x, weight, padding)
-            stride, padding = 1, 0
-        return _Conv.apply(x, weight, bias, stride, padding, slope)
+            x, weight, geometry = _fold(F.pad(x, [geometry[1]] * 4)), _fold(weight), (1, 0)
+        return _Conv.apply(x, weight, bias, geometry, False, slope)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """nn.ConvTranspose2d with the kernels above: the same parameters, names and initial values.
+    """nn.ConvTranspose2d with the kernels above."""
 
-    For square strides and paddings, without dilation, groups and output padding.
-    """
-
-    def forward(self, x: Tensor, slope: float = 1.0) -> Tensor:
-        """(B, Cin, H, W) -> (B, Cout, H', W') and through a leaky ReLU of this slope (1: none)."""
+    def forward(self, x: Tensor, *, slope: float = 1.0) -> Tensor:
         if x.device.type != "cpu":
             return _leaky(super().forward(x), slope)
-        x, weight, bias = _as_autocast(x, self.weight, self.bias)
-        return _ConvTranspose.apply(x, weight, bias, self.stride[0], self.padding[0], slope)
+        x, weight, bias = _operands(x, self.weight, self.bias)
+        return _Conv.apply(x, weight, bias, (self.stride[0], self.padding[0]), True, slope)
 
 
 class Sequential(nn.Sequential):
-    """nn.Sequential that runs each layer above and the (leaky) ReLU behind it as one operator."""
+    """nn.Sequential that computes a layer above and the activation behind it in one operator."""
 
     def forward(self, x: Tensor) -> Tensor:
         layers = iter(zip_longest(self, list(self)[1:]))
         for layer, after in layers:
             if isinstance(layer, Conv2d | ConvTranspose2d) and isinstance(after, ACTIVATIONS):
-                x = layer(x, getattr(after, "negative_slope", 0.0))
+                x = layer(x, slope=getattr(after, "negative_slope", 0.0))
                 next(layers)
             else:
                 x = layer(x)
         return x
 
 
-class _BernoulliNLL(torch.autograd.Function):
-    """Sum over all pixels of -log p(x | logits), its gradient kept from the forward pass."""
-
-    @staticmethod
-    def forward(ctx, logits: Tensor, x: Tensor) -> Tensor:
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        wide, x = logits.to(dtype), x.to(dtype)
-        p = torch.sigmoid(wide)
-        if logits.requires_grad:  # rounded after the difference: 1 - p is small where x is 1
-            ctx.save_for_backward((p - x).to(logits.dtype))
-        # log(1 + e^l) - x l = max(l, 0) - log max(p, 1 - p) - x l, stable for every l
-        log_larger = p.sub_(0.5).abs_().add_(0.5).log_()
-        return wide.clamp(min=0).sub_(log_larger).sum() - torch.dot(wide.reshape(-1), x.reshape(-1))
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        (residual,) = ctx.saved_tensors
-        return residual * grad.to(residual.dtype), None
-
-
-def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
-    """Negative log-likelihood of images under a Bernoulli decoder, summed over the batch.
-
-    logits, x: (B, C, H, W), x in [0, 1]; returns nats, 0-d, float32 or wider. x takes no gradient.
-    """
-    return _BernoulliNLL.apply(logits, x)
-
-
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory, so that each step reuses warm pages instead of fresh ones.
+    """Make glibc keep freed memory, so that a step reuses the pages of the step before.
 
-    Without it every activation of a few megabytes is a new mapping that the kernel must zero. Does
-    nothing where the C library has no mallopt (macOS, Windows, musl).
+    Otherwise each activation of several megabytes is a new mapping that the kernel must zero.
     """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    mallopt = getattr(library, "mallopt", None)  # None on macOS, Windows and musl
+    if mallopt:
         mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: no mapping of its own below 1 GiB
-        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: nothing goes back below 1 GiB
+        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: keep up to 1 GiB of freed memory

@@ -1,74 +1,76 @@
-"""The networks of the VAE for 64x64 images; contract: DECODERS[name](channels, latent_dim)."""
+"""The networks of the VAE: NETWORKS[name](image_shape, latent_dim) -> (encoder, decoder).
+
+An encoder maps images (B, C, H, W) in [0, 1] to mu and logvar, each (B, D) in float32. A decoder
+maps codes (B, D) to Bernoulli logits (B, C, H, W). Layers are given for images of 64x64 pixels.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.fast import Conv2d, ConvTranspose2d, Sequential
+Shape = tuple[int, int, int]  # of an image: channels, height, width
+conv = partial(nn.Conv2d, kernel_size=4, stride=2, padding=1)
+upconv = partial(nn.ConvTranspose2d, kernel_size=4, stride=2, padding=1)
+DEPTHS = {32: 3, 64: 4, 128: 5}  # side in pixels -> layers of stride 2 from an image to a 4x4 map
+
+
+def depth_of(image_shape: Shape) -> int:
+    """The number of layers of stride 2 from an image to a 4x4 map."""
+    _, height, width = image_shape
+    if height != width or height not in DEPTHS:
+        allowed = ", ".join(f"{side}x{side}" for side in DEPTHS)
+        raise ValueError(f"dataset: images of {height}x{width} are not allowed; allowed: {allowed}")
+    return DEPTHS[height]
+
+
+def relu_layers(layer: Callable[[int, int], nn.Module], widths: list[int]) -> list[nn.Module]:
+    """A layer for each pair of widths, each with a ReLU."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [layer(inputs, outputs), nn.ReLU(inplace=True)]
+    return layers
 
 
 class Encoder(nn.Module):
-    """Image to the parameters of a diagonal Gaussian.
+    """Image to the parameters of a diagonal Gaussian: conv 32, 32, 32, 64, FC 256, FC 2 * D."""
 
-    Conv 32, 32, 32, 64 (4x4, stride 2, padding 1: 64 -> 32 -> 16 -> 8 -> 4), FC 256,
-    FC 2 * latent_dim.
-    """
-
-    def __init__(self, channels: int, latent_dim: int):
+    def __init__(self, image_shape: Shape, latent_dim: int):
         super().__init__()
-        self.trunk = Sequential(
-            Conv2d(channels, 32, 4, 2, 1),
-            nn.ReLU(inplace=True),
-            Conv2d(32, 32, 4, 2, 1),
-            nn.ReLU(inplace=True),
-            Conv2d(32, 32, 4, 2, 1),
-            nn.ReLU(inplace=True),
-            Conv2d(32, 64, 4, 2, 1),
-            nn.ReLU(inplace=True),
-            nn.Flatten(),
-            nn.Linear(64 * 4 * 4, 256),
-            nn.ReLU(inplace=True),
-        )
+        widths = [image_shape[0]] + [32] * (depth_of(image_shape) - 1) + [64]
+        layers = relu_layers(conv, widths)
+        layers += [nn.Flatten(), *relu_layers(nn.Linear, [64 * 4 * 4, 256])]
+        self.trunk = nn.Sequential(*layers)
         self.head = nn.Linear(256, 2 * latent_dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, C, 64, 64) -> mu, logvar, each (B, latent_dim) float32."""
         h = self.trunk(x)  # (B, 256)
         with torch.autocast(x.device.type, enabled=False):  # codes keep full precision
             return self.head(h.float()).chunk(2, dim=1)
 
 
-class Decoder(Sequential):
-    """Code to Bernoulli logits: FC 256, FC 256, upconv 32, 32, 32, C (4x4, stride 2, padding 1).
+def seed(image_shape: Shape, latent_dim: int) -> tuple[nn.Module, nn.Module]:
+    """Encoder; FC 256, FC 256 as 16 maps of 4x4, upconv 32, 32, 32, C.
 
-    The table's second FC gives 256 units, read as 16 maps of 4x4; its last row names the 32 maps
-    that go in, the image channels come out: 4 -> 8 -> 16 -> 32 -> 64.
+    Close to Higgins et al. 2017, table 1: https://openreview.net/forum?id=Sy2fzU9gl
     """
-
-    def __init__(self, channels: int, latent_dim: int):
-        super().__init__(
-            nn.Linear(latent_dim, 256),
-            nn.ReLU(inplace=True),
-            nn.Linear(256, 256),
-            nn.ReLU(inplace=True),
-            nn.Unflatten(1, (16, 4, 4)),
-            ConvTranspose2d(16, 32, 4, 2, 1),
-            nn.ReLU(inplace=True),
-            ConvTranspose2d(32, 32, 4, 2, 1),
-            nn.ReLU(inplace=True),
-            ConvTranspose2d(32, 32, 4, 2, 1),
-            nn.ReLU(inplace=True),
-            ConvTranspose2d(32, channels, 4, 2, 1),
-        )
+    encoder = Encoder(image_shape, latent_dim)
+    return encoder, nn.Sequential(
+        *relu_layers(nn.Linear, [latent_dim, 256, 256]),
+        nn.Unflatten(1, (16, 4, 4)),
+        *relu_layers(upconv, [16] + [32] * (depth_of(image_shape) - 1)),
+        upconv(32, image_shape[0]),
+    )
 
 
 class SpatialBroadcast(nn.Module):
-    """A vector (B, inputs) to every position of a map (B, outputs, side, side), with its place.
+    """A vector (B, inputs) copied to every position of a map (B, outputs, side, side).
 
-    The first layer of a spatial broadcast decoder (Watters et al. 2019): a 1x1 convolution of the
-    vector's copies and two channels of coordinates in [-1, 1], row first, taken apart into a
-    product of the vector and one of the coordinates, whose sum it is. Each starts with weights of
-    its own number of inputs, so those of the coordinates are larger than in one convolution.
+    It is a 1x1 convolution of the copies and of two channels of coordinates in [-1, 1], row first,
+    computed as the sum of two products. Each has first weights for its own number of inputs.
     """
 
     def __init__(self, inputs: int, outputs: int, side: int):
@@ -84,103 +86,88 @@ class SpatialBroadcast(nn.Module):
         return maps.permute(0, 3, 1, 2)
 
 
-class BroadcastDecoder(Sequential):
-    """Code to Bernoulli logits, told where it draws (Watters et al. 2019).
+def broadcast(image_shape: Shape, latent_dim: int) -> tuple[nn.Module, nn.Module]:
+    """Encoder; spatial broadcast to 128 maps of 16x16, 1x1 conv 64, 64, upconv 32, C.
 
-    Spatial broadcast to 128 maps of 16x16, 1x1 conv 64, 64, 4x4 stride-2 upconv 32, C, ReLU
-    between: the generator of InfoGAN's network "broadcast" without its norms. Position is the first
-    thing that it learns, in an eighth of the images that the table's decoder takes.
+    It learns position first. Watters et al. 2019: https://arxiv.org/abs/1901.07017
     """
-
-    def __init__(self, channels: int, latent_dim: int):
-        # The first activation is not in place: that of a permuted view would turn its gradient's
-        # memory format, which takes many times as long.
-        super().__init__(
-            SpatialBroadcast(latent_dim, 128, 16),
-            nn.ReLU(),
-            Conv2d(128, 64, 1),
-            nn.ReLU(inplace=True),
-            Conv2d(64, 64, 1),
-            nn.ReLU(inplace=True),
-            ConvTranspose2d(64, 32, 4, 2, 1),
-            nn.ReLU(inplace=True),
-            ConvTranspose2d(32, channels, 4, 2, 1),
-        )
+    encoder = Encoder(image_shape, latent_dim)
+    widths = [64] + [32] * (depth_of(image_shape) - 3)
+    return encoder, nn.Sequential(
+        SpatialBroadcast(latent_dim, 128, 16),
+        nn.ReLU(),  # in place on a permuted view, it would change the gradient's memory format
+        *relu_layers(partial(nn.Conv2d, kernel_size=1), [128, 64, 64]),
+        *relu_layers(upconv, widths),
+        upconv(widths[-1], image_shape[0]),
+    )
 
 
 class AffineDecoder(nn.Module):
-    """Code to Bernoulli logits: a sprite of 32x32, put into the image by an affine map.
+    """Code to Bernoulli logits: a sprite of half the image's side, placed by an affine map.
 
-    The first latents are the map's: x, y, size, angle and stretch (a spatial transformer, Jaderberg
-    et al. 2015; so translation and rotation need not be learnt, as in spatial-VAE, Bepler et al.
-    2019, and VITAE, Detlefsen & Hauberg 2019). The stretch and all that follow draw: to a blob with
-    the symmetry of a square comes the output of FC 256, FC 512, upconv 32, 32, C (4x4, stride 2,
-    padding 1: 4 -> 8 -> 16 -> 32), 0 at first. What changes its sign under a quarter turn about the
-    sprite's centre is taken out, or one ellipse could be a sprite long in x as well as a quarter
-    turn of one long in y, and its angle would not tell its orientation.
+    Five latents are the pose: a spatial transformer (https://arxiv.org/abs/1506.02025), as in
+    spatial-VAE (https://arxiv.org/abs/1909.11663). The stretch and all further latents draw the
+    sprite: a blob plus FC 256, FC 512, upconv 32, 32, C, whose last layer starts at 0.
     """
 
     pose = ("x", "y", "size", "angle", "stretch")
 
-    def __init__(self, channels: int, latent_dim: int):
+    def __init__(self, image_shape: Shape, latent_dim: int):
         super().__init__()
         if latent_dim < len(self.pose):
             raise ValueError(
                 f"model.latent_dim: {latent_dim} is not allowed with network affine; "
                 f"allowed: {len(self.pose)} or more"
             )
-        last = ConvTranspose2d(32, channels, 4, 2, 1)
+        channels, self.side, _ = image_shape
+        last = upconv(32, channels)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.draw = Sequential(
-            nn.Linear(latent_dim - len(self.pose) + 1, 256),
-            nn.ReLU(inplace=True),
-            nn.Linear(256, 512),
-            nn.ReLU(inplace=True),
+        self.draw = nn.Sequential(
+            *relu_layers(nn.Linear, [latent_dim - len(self.pose) + 1, 256, 512]),
             nn.Unflatten(1, (32, 4, 4)),
-            ConvTranspose2d(32, 32, 4, 2, 1),
-            nn.ReLU(inplace=True),
-            ConvTranspose2d(32, 32, 4, 2, 1),
-            nn.ReLU(inplace=True),
+            *relu_layers(upconv, [32] * (depth_of(image_shape) - 1)),
             last,
         )
-        # Logits of a disc with soft edges, a quarter of the sprite, on a background of .2 %.
-        square = torch.linspace(-1, 1, 32).square()
+        # logits of a disc with soft edges, a quarter of the sprite, on a background of 0.2 %
+        square = torch.linspace(-1, 1, self.side // 2).square()
         blob = 8 * torch.exp(-(square[:, None] + square) / 0.32)
         self.blob = nn.Parameter(blob.repeat(channels, 1, 1))
         self.background = nn.Parameter(torch.full((channels, 1, 1), -6.0))
 
     def forward(self, z: Tensor) -> Tensor:
-        sprite = self.sprite(z)
-        with torch.autocast(z.device.type, enabled=False):  # places need single precision
-            grid = F.affine_grid(self.place(z), (len(z), 1, 64, 64), align_corners=False)
+        sprite, size = self.sprite(z), (len(z), 1, self.side, self.side)
+        with torch.autocast(z.device.type, enabled=False):  # positions need single precision
+            grid = F.affine_grid(self.place(z), size, align_corners=False)
             return self.background + F.grid_sample(sprite, grid, align_corners=False)
 
     def sprite(self, z: Tensor) -> Tensor:
-        """z (B, D) -> what the affine map moves: logits over the background's, (B, C, 32, 32)."""
+        """z (B, D) -> logits of the sprite above the background's: (B, C, side / 2, side / 2).
+
+        The part that changes its sign under a quarter turn is removed. With it, two angles would
+        show the same ellipse.
+        """
         blob = sum(self.blob.rot90(turns, (1, 2)) for turns in range(4)) / 4
         sprite = blob + self.draw(z[:, len(self.pose) - 1 :]).float()
         turned = [sprite.rot90(turns, (2, 3)) for turns in range(4)]
         return sprite - (turned[0] - turned[1] + turned[2] - turned[3]) / 4
 
     def place(self, z: Tensor) -> Tensor:
-        """z (B, D) -> the affine map from image to sprite, both in [-1, 1]: (B, 2, 3).
-
-        x to the right and y downwards: .3 a unit, so that N(0, 1) has the sprite inside the image.
-        Angle: half a radian a unit, clockwise; noise of a whole unit still leaves a direction for
-        gradients to come from. Size: the sprite is e^(tanh(size / 2) / 2) times half as long as the
-        image. Without a bound it would shrink to a few pixels before it knows where to be. Stretch:
-        times e^s along the turned x axis and e^-s across, s from 0 to .7 and .35 at 0, so that
-        there is an axis from the first step on.
-        """
+        """z (B, D) -> the affine map from image to sprite, both in [-1, 1]: (B, 2, 3)."""
         x, y, size, angle, stretch = z[:, : len(self.pose)].float().unbind(1)
-        shift = 0.3 * torch.stack([x, y], 1)[:, :, None]
-        angle, stretch = 0.5 * angle, 0.7 * torch.sigmoid(2 * stretch)
-        zoom = 2 * torch.exp(-0.5 * torch.tanh(0.5 * size))
+        shift = 0.3 * torch.stack([x, y], 1)[:, :, None]  # N(0, 1) stays inside the image
+        angle = 0.5 * angle  # radians, clockwise; a unit of noise leaves a direction to learn
+        stretch = 0.7 * torch.sigmoid(2 * stretch)  # 0.35 at first: the sprite has an axis
+        zoom = 2 * torch.exp(-0.5 * torch.tanh(0.5 * size))  # bounded, or it shrinks to nothing
         along = torch.stack([angle.cos(), angle.sin()], 1) * (zoom * torch.exp(-stretch))[:, None]
         across = torch.stack([-angle.sin(), angle.cos()], 1) * (zoom * torch.exp(stretch))[:, None]
         linear = torch.stack([along, across], 1)
         return torch.cat([linear, -linear @ shift], 2)
 
 
-DECODERS = {"seed": Decoder, "broadcast": BroadcastDecoder, "affine": AffineDecoder}
+def affine(image_shape: Shape, latent_dim: int) -> tuple[nn.Module, nn.Module]:
+    """Encoder; a decoder with the pose of a sprite built in."""
+    return Encoder(image_shape, latent_dim), AffineDecoder(image_shape, latent_dim)
+
+
+NETWORKS = {"seed": seed, "broadcast": broadcast, "affine": affine}

@@ -1,76 +1,77 @@
-"""The VAE: encoder, decoder and the training step; what it minimises is an objective."""
+"""The VAE: encoder, decoder and the training step; an objective is what it minimises."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from models.checks import AtLeastOne, NonNegativeInt, PositiveFloat, PositiveFraction
-from models.networks import DECODERS, Encoder
-from models.schedules import log_linear, need_decay_steps, set_rates
+from models.hyperparameters import Count, CountOrZero, Positive, Share, check_decay, decay_rates
+from models.networks import NETWORKS, Shape
+
+Terms = dict[str, Tensor]  # 0-d tensors
+Loss = tuple[Tensor, Terms]
+COLLAPSED_KL = 0.05  # nats; below it, the codes say nothing about the images
+COLLAPSE_AFTER = 2000  # steps; before it, the KL of a healthy training can be as low
 
 
 class VAE(nn.Module):
-    """Variational auto-encoder with a Gaussian posterior and a Bernoulli decoder.
+    """A Gaussian posterior and a Bernoulli decoder: https://arxiv.org/abs/1312.6114.
 
-    Kingma & Welling 2014. `objective(vae, x, step) -> (loss, terms)` is one of OBJECTIVES. network:
-    the decoder, one of DECODERS; the encoder is the same. All learning rates fall log-linearly to
-    lr_decay of themselves over lr_decay_steps. draw_from: the step from which on
-    network affine learns to draw; up to there, where its sprite is, how large and which way round.
+    Args:
+        network: encoder and decoder; affine has the pose of a sprite built in.
+        latent_dim: number of latents.
+        lr: learning rate of Adam.
+        lr_decay: factor of all learning rates after a log-linear decay; 1 is no decay.
+        lr_decay_steps: steps of the decay.
+        draw_from: first step that trains the sprite of network affine; before, only its pose is.
     """
 
     span = (-3.0, 3.0)  # of a traversal, in standard deviations of the prior
-    trained_span = None  # a Gaussian prior has no edge
     information_name = "KL"
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
-        objective: Callable[["VAE", Tensor, int], tuple[Tensor, dict[str, Tensor]]],
+        image_shape: Shape,
+        objective: Callable[["VAE", Tensor, int], Loss],
         *,
-        network: Literal["seed", "broadcast", "affine"] = "seed",
-        latent_dim: AtLeastOne = 10,
-        lr: PositiveFloat = 5e-4,
-        lr_decay: PositiveFraction = 1.0,
-        lr_decay_steps: AtLeastOne = 1,
-        draw_from: NonNegativeInt = 0,
+        network: Literal[tuple(NETWORKS)] = "seed",
+        latent_dim: Count = 10,
+        lr: Positive = 5e-4,
+        lr_decay: Share = 1.0,
+        lr_decay_steps: Count = 1,
+        draw_from: CountOrZero = 0,
     ):
         super().__init__()
-        if image_shape[1:] != (64, 64):
-            raise ValueError(f"the networks take images of 64x64 pixels, not {image_shape[1:]}")
+        check_decay(lr_decay, lr_decay_steps)
         if draw_from and network != "affine":
             raise ValueError(
                 f"model.draw_from: {draw_from} is not allowed with network {network}; allowed: 0"
             )
-        need_decay_steps(lr_decay, lr_decay_steps)
-        self.latent_dim = latent_dim
-        self.objective = objective
-        self.encoder = Encoder(image_shape[0], latent_dim)
-        self.decoder = DECODERS[network](image_shape[0], latent_dim)
-        self.dtype = torch.float32  # of the convolutions: bfloat16 where the hardware has it
-        own = [*self.encoder.parameters(), *self.decoder.parameters()]
-        self.optimizers = {"vae": torch.optim.Adam(own, lr=lr, fused=True)}
+        self.latent_dim, self.objective = latent_dim, objective
+        self.encoder, self.decoder = NETWORKS[network](image_shape, latent_dim)
+        self.dtype = torch.float32  # of the convolutions; bfloat16 where the hardware has it
+        parameters = [*self.encoder.parameters(), *self.decoder.parameters()]
+        self.optimizers = {"vae": torch.optim.Adam(parameters, lr=lr, fused=True)}
         self.optimizers |= getattr(objective, "optimizers", {})
-        self.rates = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
         self.lr_decay, self.lr_decay_steps = lr_decay, lr_decay_steps
-        self.draw_from = draw_from
+        self.draw_from, self.step = draw_from, 0
 
     def autocast(self, x: Tensor) -> torch.autocast:
         """The context in which the convolutions run in `self.dtype`."""
         return torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x (B, C, H, W) in [0, 1] -> logits (B, C, H, W), z, mu, logvar (each (B, D) float32)."""
+        """Logits (B, C, H, W), and z, mu and logvar, each (B, D) float32."""
         with self.autocast(x):
             mu, logvar = self.encoder(x)
             z = mu + torch.randn_like(mu) * (0.5 * logvar).exp()
             return self.decoder(z), z, mu, logvar
 
-    def train_step(self, x: Tensor, step: int) -> dict[str, Tensor]:
-        """One optimiser step on x (B, C, H, W) in [0, 1] -> the objective's terms, detached."""
-        decay = log_linear(1.0, self.lr_decay, step, self.lr_decay_steps)
-        set_rates(self.optimizers, self.rates, decay)
+    def train_step(self, x: Tensor, step: int) -> Terms:
+        """One step of every optimiser; returns the objective's terms."""
+        self.step = step
+        decay_rates(self.optimizers, self.lr_decay, step, self.lr_decay_steps)
         if self.draw_from:
             self.decoder.draw.requires_grad_(step >= self.draw_from)
         loss, terms = self.objective(self, x, step)
@@ -82,28 +83,73 @@ class VAE(nn.Module):
         return {name: term.detach() for name, term in ({"loss": loss} | terms).items()}
 
     def encode(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) in [0, 1] -> posterior means (B, D), float32."""
         return self.posterior(x)[0]
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, C, H, W) in [0, 1] -> mu, logvar, each (B, D), float32."""
         with self.autocast(x):
             return self.encoder(x)
 
     def decode(self, z: Tensor) -> Tensor:
-        """z (B, D) -> pixel means (B, C, H, W) in [0, 1], float32."""
         with self.autocast(z):
             return torch.sigmoid(self.decoder(z).float())
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """n draws of the prior N(0, 1): (n, D) on the generator's device."""
         return torch.randn(n, self.latent_dim, generator=generator, device=generator.device)
 
     def information(self, x: Tensor) -> Tensor:
-        """Nats that each latent carries about x (B, C, H, W): mean KL to the prior, (D,)."""
+        """The mean KL of each latent, nats: (D,)."""
         return gaussian_kl(*self.posterior(x)).mean(0)
+
+    def warnings(self, terms: dict[str, float]) -> list[str]:
+        if self.step < COLLAPSE_AFTER or terms["kl"] >= COLLAPSED_KL:
+            return []
+        return [f"posterior collapse: the codes carry only {terms['kl']:.4f} nats about an image"]
+
+
+class Posterior(NamedTuple):
+    """A sample z of q(z | x) and its parameters, each (B, D)."""
+
+    z: Tensor
+    mu: Tensor
+    logvar: Tensor
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mu, exp(logvar)) || N(0, 1)) of every image and latent: (B, D), nats."""
     return 0.5 * (mu.square() + logvar.exp() - 1.0 - logvar)
+
+
+class _BernoulliNLL(torch.autograd.Function):
+    """bernoulli_nll; the forward pass computes the gradient too."""
+
+    @staticmethod
+    def forward(ctx, logits, x):
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        wide, x = logits.to(dtype), x.to(dtype)
+        p = torch.sigmoid(wide)
+        if logits.requires_grad:  # rounded after the difference: 1 - p is small where x is 1
+            ctx.save_for_backward((p - x).to(logits.dtype))
+        # log(1 + e^l) - x l = max(l, 0) - log max(p, 1 - p) - x l, stable for every l
+        log_larger = p.sub_(0.5).abs_().add_(0.5).log_()
+        return wide.clamp(min=0).sub_(log_larger).sum() - torch.dot(wide.reshape(-1), x.reshape(-1))
+
+    @staticmethod
+    def backward(ctx, grad):
+        (residual,) = ctx.saved_tensors
+        return residual * grad.to(residual.dtype), None
+
+
+def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
+    """-log p(x | logits) of a batch in nats: a faster binary_cross_entropy_with_logits."""
+    return _BernoulliNLL.apply(logits, x)
+
+
+def elbo_terms(vae: VAE, x: Tensor) -> tuple[Terms, Posterior]:
+    """recon, kl, elbo and kl_0 ... (of each latent), and the posterior of a batch."""
+    logits, *parts = vae(x)
+    posterior = Posterior(*parts)
+    recon = bernoulli_nll(logits, x) / len(x)
+    kl = gaussian_kl(posterior.mu, posterior.logvar).mean(0)  # (D,)
+    total = kl.sum()
+    per_latent = {f"kl_{i}": value for i, value in enumerate(kl.detach().unbind())}
+    return {"recon": recon, "kl": total, "elbo": -recon - total} | per_latent, posterior

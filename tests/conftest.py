@@ -35,3 +35,20 @@ def command(squares, tmp_path):
         return ["--config", str(config), "--runs", str(runs), *data, *small, *overrides]
 
     return build
+
+
+def assert_equal(a, b, path=""):
+    """Assert that two nested states of tensors and plain values are bit-identical."""
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_equal(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            assert_equal(*pair, f"{path}[{i}]")
+    else:
+        assert a == b, path

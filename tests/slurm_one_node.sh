@@ -1,7 +1,7 @@
 #!/bin/bash
-# SLURM on this machine alone, for tests/test_sweep_slurm.py: slurm_one_node.sh start|stop
+# SLURM on this machine alone, for tests/test_slurm.py: slurm_one_node.sh start|stop
 # Needs root and the packages slurm-wlm and munge (Debian, Ubuntu: apt-get install slurm-wlm munge).
-# No systemd, no accounting data base; one partition named "test" that takes all cores.
+# No systemd, no accounting database; one partition named "test" that takes all cores.
 set -e
 conf=/etc/slurm/slurm.conf
 state=/var/lib/slurm-one-node

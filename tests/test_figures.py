@@ -1,473 +1,320 @@
-"""Pictures: what is in which cell, what is written beside it, and that files are whole."""
+"""Pictures and pages: what is in which cell, what is written beside it, what a page loads."""
 
-import os
+import base64
+import io
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 from torch import nn
 
-from figures import canvas, charts, latents, motion
-from figures.study import training_curves
+from figures import canvas, charts, latents, motion, page
 
-GREY_GROUND, GREY_SPRITE = 153, 217  # .6 and .85 of white: a latent that carries nothing
+NATS = [1.5, 2.5, 0.01, 0.04]  # z1, z0, and two inactive latents
+NAMES = ["<posX>", "posY", "shape", ""]
+MATRIX = np.array([[0.1, 0, 2], [0.01, 0, 0.02], [0.9, 0.1, 0], [0, 0, 1], [0.3, 0.3, 0.2]])
+COUNTS = {"step": [1, 2], "images": [8, 16]}
+ROWS = np.arange(1, 121)
+VAE_LOG = pd.DataFrame({"step": 10 * ROWS, "images": 640 * ROWS, "recon": 500 / ROWS, "elbo": 1})
+VAE_LOG = VAE_LOG.assign(note="x", kl=2.0, kl_0=0.001, kl_1=1.2, kl_2=0.8)
+NOISE = torch.tensor([-1.0, 1, 2, 0.4])
 
 
-class Shifter(nn.Module):
-    """A white 8x8 square whose column follows z0 and row z1, in whole pixels; the rest is dead."""
+class Stripes(nn.Module):
+    """Latent d is the brightness of a stripe of four columns of the image."""
 
-    def __init__(self, latent_dim=4, channels=1, size=64, gan=False, dtype=torch.float32):
+    span, information_name = (-3, 3), "KL"
+
+    def __init__(self, latent_dim=4, channels=1, size=64, dtype=torch.float32):
         super().__init__()
-        self.latent_dim, self.channels, self.size, self.dtype = latent_dim, channels, size, dtype
-        self.span, self.trained_span = ((-2, 2), (-1, 1)) if gan else ((-3, 3), None)
-        self.information_name = "MI bound" if gan else "KL"
+        self.latent_dim, self.shape, self.dtype = latent_dim, (channels, size, size), dtype
 
     def decode(self, z):
-        pixel, middle = torch.arange(self.size), self.size // 2 - 4
-        first = middle + (3 * z[:, [1 % self.latent_dim, 0], None]).round()  # of the rows, columns
-        rows, columns = ((first <= pixel) & (pixel < first + 8)).unbind(1)
-        x = (rows[:, :, None] & columns[:, None]).to(self.dtype)
-        return x[:, None].repeat(1, self.channels, 1, 1)
+        x = torch.zeros(len(z), *self.shape, dtype=self.dtype)
+        x[..., : 4 * self.latent_dim] = ((z + 4) / 8).repeat_interleave(4, 1)[:, None, None]
+        return x
 
     def encode(self, x):
-        rows, columns = (x[:, 0].amax(d).argmax(1) - (self.size // 2 - 4) for d in (2, 1))
-        z = torch.zeros(len(x), max(2, self.latent_dim))
-        z[:, 0], z[:, 1] = columns / 3, rows / 3
-        return z[:, : self.latent_dim]
+        return 8 * x[:, 0, 0, : 4 * self.latent_dim : 4] - 4
+
+    def information(self, x):
+        return torch.arange(self.latent_dim) * x.mean()
 
     def sample(self, n, generator):
-        return torch.randn(n, self.latent_dim, generator=generator).clamp(-2, 2)
+        return torch.randn(n, self.latent_dim, generator=generator)
 
 
-INFORMATION = [1.5, 2.5, 0.01, 0.04]  # order: z1, z0, then the grey z3, z2
-
-
-@pytest.fixture
-def model():
-    return Shifter()
+MODEL = Stripes()
+REFERENCES = {"image": MODEL.decode(torch.tensor([[2.0, -1, 0, 0]]))[0], "noise": NOISE}
 
 
 @pytest.fixture
-def references(model):
-    codes = torch.tensor([[0.0, 0, 0, 0], [2, -1, 0, 0], [-1.0, 1, 2, 0.4]])
-    first, second = model.decode(codes[:2])
-    return {"first": first, "second": second, "noise": codes[2]}
+def texts(monkeypatch):
+    """Records the text in pictures, in its order."""
+    strings, text = [], canvas.text
 
+    def record(string, size=12):
+        strings.append(string)
+        return text(string, size)
 
-def cell(page, row, column, rows, columns, size=64):
-    """Pixels of a cell of the table in the page's lower right corner."""
-    grid = canvas.GAP + canvas.BORDER
-    x = page.width - grid - (columns - column) * (size + 1) + 1
-    y = page.height - grid - (rows - row) * (size + 1) + 1
-    return np.asarray(page.convert("L").crop((x, y, x + size, y + size)))
-
-
-def inner(pixels):
-    """Without the two outermost pixels, on which a blue frame may lie."""
-    return pixels[2:-2, 2:-2].astype(int)
-
-
-def pixels_of(image):
-    return (image[0].float().numpy() * 255).astype(np.uint8)
+    for module in (canvas, latents, motion):
+        monkeypatch.setattr(module, "text", record)
+    return strings
 
 
 @pytest.fixture
-def tables(monkeypatch):
-    """Records the arguments of each table that a page is made of."""
-    calls = []
-
-    def spy(title, rows, groups, **settings):
-        calls.append({"title": title, "rows": rows, "groups": groups} | settings)
-        return canvas.table(title, rows, groups, **settings)
-
-    monkeypatch.setattr(latents, "table", spy)
-    monkeypatch.setattr(motion, "table", spy)
-    return calls
+def panels(monkeypatch):
+    """Returns the panels of the last chart."""
+    drawn, save = [], charts.to_bytes
+    monkeypatch.setattr(charts, "to_bytes", lambda figure: drawn.append(figure) or save(figure))
+    return lambda: drawn[-1].axes
 
 
-def test_traversal_cells_hold_what_the_decoder_makes(model, references, tmp_path):
-    path = latents.traversal(model, tmp_path / "t.png", references, INFORMATION, title="t")
-    page = Image.open(path)
-    noise = references["noise"]
-    for row, latent in enumerate([1, 0]):  # the last block is the noise; most informative first
-        for column in range(10):
-            z = noise.clone()
-            z[latent] = -3 + 6 * column / 9
-            expected = pixels_of(model.decode(z[None])[0])
-            found = cell(page, row, column, rows=4, columns=10)
-            np.testing.assert_array_equal(inner(found), inner(expected))
-    decoded = pixels_of(model.decode(noise[None])[0])
-    for row in (2, 3):
-        found = cell(page, row, 5, rows=4, columns=10)
-        expected = np.where(decoded, GREY_SPRITE, GREY_GROUND)
-        np.testing.assert_allclose(inner(found), inner(expected), atol=5)  # 64 shades
+def opened(data):
+    return Image.open(io.BytesIO(data))
 
 
-def test_traversal_names_sorts_and_marks(model, references, tables, tmp_path):
-    names = ["posX 90%", "posY 80%", "shape 70%", ""]  # z2 is dead: what it follows is noise
-    latents.traversal(
-        model, tmp_path / "t.png", references, INFORMATION, title="t", factor_names=names
-    )
-    assert [call["title"] for call in tables] == ["first", "second", "noise"]
-    assert tables[0]["rows"] == [
-        ("z1  KL 2.5\nposY 80%", canvas.INK),
-        ("z0  KL 1.5\nposX 90%", canvas.INK),
-        ("z3  KL 0.0", canvas.GREY),
-        ("z2  KL 0.0", canvas.GREY),
-    ]
-    sides, values = tables[1]["groups"]
-    assert [text for text, _ in sides[1]] == ["image", "decoded"]
-    header = " ".join(text for text, _ in values[1])
-    assert header == "-3.0 -2.3 -1.7 -1.0 -0.3 0.3 1.0 1.7 2.3 3.0"
-    assert {colour for _, colour in values[1]} == {canvas.INK}
-    assert tables[1]["marks"] == [3, 8, canvas.NO_MARK, canvas.NO_MARK]  # z1 = -1, z0 = 2
-    torch.testing.assert_close(sides[0][0, 0], references["second"])
-    assert tables[2]["groups"][0][0][0, 0].min() == 1  # a code has no image: white
+def grey(picture):
+    return np.asarray(picture.convert("L")).astype(int)
 
 
-def test_marked_cell_is_framed_in_blue(model, references, tmp_path):
-    path = latents.traversal(model, tmp_path / "t.png", references, INFORMATION, title="t")
-    page = Image.open(path).convert("RGB")
-    x = page.width - canvas.GAP - canvas.BORDER - 4 * 65 + 32  # z1 = 1 lies in column 6 of 10
-    y = page.height - canvas.GAP - canvas.BORDER - 4 * 65
-    assert page.getpixel((x, y)) == canvas.BLUE
-    assert page.getpixel((x - 65, y)) == page.getpixel((x + 65, y)) != canvas.BLUE
+def pixels(images):
+    return (images[..., 0, :, :].float().clamp(0, 1) * 255).round().int().numpy()
 
 
-def test_code_grid_keeps_everything_but_the_code_and_marks_the_outside(tables, tmp_path):
-    model = Shifter(3, gan=True)
-    draws = {"draw 1": torch.tensor([0.5, -1, 0.2]), "draw 2": torch.tensor([-1.0, 1, 0.9])}
-    latents.traversal(
-        model, tmp_path / "c.png", draws, [0.2, -0.3, 0.9], title="c", by_latent=True, values=5
-    )
-    assert [call["title"] for call in tables] == [
-        "z2  MI bound 0.9",
-        "z0  MI bound 0.2",
-        "z1  MI bound -0.3",
-    ]
-    ((cells, columns),) = tables[0]["groups"]
-    assert cells.shape == (2, 5, 1, 64, 64)
-    for row in cells:  # z2 moves nothing here, so a row shows one and the same image
-        assert all(torch.equal(image, row[0]) for image in row)
-    assert not torch.equal(cells[0, 0], cells[1, 0])
-    colours = [colour for _, colour in columns]
-    assert colours == [canvas.ORANGE, canvas.INK, canvas.INK, canvas.INK, canvas.ORANGE]
-    expected = model.decode(torch.tensor([[2.0, -1, 0.2]]))[0]
-    torch.testing.assert_close(tables[1]["groups"][0][0][0, -1], expected)
+def moving(latent, count):
+    """Codes that differ from NOISE in one latent."""
+    z = NOISE.repeat(count, 1)
+    z[:, latent] = torch.linspace(-3, 3, count)
+    return z
 
 
-@pytest.mark.parametrize(
-    ("information", "factors", "key"),
-    [([1.0] * 3, None, "information: 3"), ([1.0] * 4, ["a"], "factor_names: 1")],
-)
-def test_wrong_lengths_are_refused_by_name(model, references, tmp_path, information, factors, key):
-    with pytest.raises(ValueError, match=f"{key} .* 4 latents"):
-        latents.traversal(
-            model, tmp_path / "t.png", references, information, title="t", factor_names=factors
-        )
-    assert not list(tmp_path.iterdir())
+def cells_of(pixels, rows, columns):
+    """The cells of the grid in the lower right corner: (rows, columns, 64, 64)."""
+    end = -canvas.GAP - 1
+    grid = pixels[end - 65 * rows : end, end - 65 * columns : end]
+    return grid.reshape(rows, 65, columns, 65).transpose(0, 2, 1, 3)[:, :, 1:, 1:]
 
 
-def test_random_grid_shows_the_draws_of_its_seed(model, references, tables, tmp_path):
-    path = latents.random_grid(model, tmp_path / "r.png", seed=5, title="r", rows=3, columns=7)
-    page = Image.open(path)
-    z = model.sample(21, torch.Generator().manual_seed(5))
-    for index, image in enumerate(model.decode(z)):
-        x, y = canvas.GAP + 1 + 65 * (index % 7), page.height - canvas.GAP - 65 * (3 - index // 7)
-        found = np.asarray(page.convert("L").crop((x, y, x + 64, y + 64)))
-        np.testing.assert_array_equal(found, pixels_of(image))
-    assert not tables
-    latents.random_grid(model, path, references, INFORMATION, seed=5, title="r")
-    assert [call["title"] for call in tables] == list(references)
-    assert Image.open(path).height > page.height + 3 * 4 * 65
+def texts_of(artists):
+    return [artist.get_text() for artist in artists]
 
 
-def test_reconstructions_stand_under_their_images(model, tmp_path):
-    x = model.decode(torch.randn(13, 4).clamp(-2, 2))
-    x[:, :, 0, 0] = 1  # the decoder will not draw this corner
-    page = Image.open(latents.reconstructions(model, x, tmp_path / "r.png", title="r"))
-    left = page.width - canvas.GAP - 1 - 10 * 65 + 1  # the second line has 3 of 10 pairs
-    y = page.height - canvas.GAP - 2 * 65
-    for index in range(3):
-        box = (left + 65 * index, y, left + 65 * index + 64, y + 64)
-        np.testing.assert_array_equal(page.convert("L").crop(box), pixels_of(x[10 + index]))
-        under = np.asarray(page.convert("L").crop((box[0], y + 65, box[2], y + 129)))
-        expected = pixels_of(model.decode(model.encode(x[10 + index : 11 + index]))[0])
-        np.testing.assert_array_equal(under, expected)
+def test_traversal_rows_are_the_active_latents_as_the_decoder_draws_them(texts):
+    picture = opened(latents.traversal(MODEL, REFERENCES, NATS, title="t", factor_names=NAMES))
+    cells = cells_of(grey(picture), 2, 10)[..., 2:-2, 2:-2]  # without the frames of marks
+    for row, latent in zip(cells, [1, 0], strict=True):  # most informative first
+        expected = pixels(MODEL.decode(torch.cat([NOISE[None], moving(latent, 9)])))
+        np.testing.assert_array_equal(row, expected[:, 2:-2, 2:-2])
+    x, y = picture.width - canvas.GAP - 1 - 4 * 65, picture.height - canvas.GAP - 1 - 2 * 65
+    assert picture.convert("RGB").getpixel((x + 32, y)) == canvas.BLUE  # 0.75 is nearest to 1
+    assert picture.width <= 850
+    assert texts[0] == "t (2 of 4 latents inactive)"
+    assert "KL of each latent in nats" in texts[2]
+    names = ["posY  z1  2.5 nats", "<posX>  z0  1.5 nats"]
+    columns = ["reference", "-3", "-2.25", "-1.5", "-0.75", "0", "0.75", "1.5", "2.25", "3"]
+    assert texts[3:] == ["image", *names, *columns, "noise", *names, *columns]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("latent_dim", "channels", "size"), [(1, 1, 64), (32, 3, 28), (5, 1, 96)])
-def test_all_pages_at_all_sizes(latent_dim, channels, size, dtype, tmp_path):
-    model = Shifter(latent_dim, channels, size, dtype=dtype)
-    z = model.sample(2, torch.Generator().manual_seed(0))
-    references = {"image": model.decode(z)[0], "code": z[1]}
-    information = torch.linspace(2, 0, latent_dim)
-    drawn = {64: 64, 28: 84, 96: 96}[size]  # whole factors only: 28 becomes 3 x 28
-    path = latents.traversal(model, tmp_path / "t.png", references, information, title="t")
-    width, height = Image.open(path).size
-    assert width > 12 * drawn
-    assert height > 2 * latent_dim * drawn
-    latents.random_grid(model, tmp_path / "r.png", references, information, seed=0, title="r")
-    latents.reconstructions(model, model.decode(z), tmp_path / "x.png", title="x")
-    gif = Image.open(motion.traversal_gif(model, tmp_path / "t.gif", references, information))
-    assert gif.width > latent_dim * drawn
-    pixels = motion.frame(model, z, columns=2)
-    assert pixels.dtype == np.uint8
-    assert pixels.shape == (drawn + 2, 2 * drawn + 3) + (3,) * (channels == 3)
+def test_the_best_latent_is_always_drawn_and_all_without_information(texts, monkeypatch):
+    images = torch.cat([torch.zeros(256, 1, 8, 8), torch.ones(256, 1, 8, 8)])
+    assert latents.measure(MODEL, images) == [0, 0.5, 1, 1.5]
+    latents.traversal(MODEL, REFERENCES, [0.01, 0.03, 0, 0], title="t")
+    assert texts[0] == "t (4 of 4 latents inactive)"
+    assert texts[3:6] == ["image", "z1  0.0 nats", "reference"]
+    texts.clear()
+    monkeypatch.delattr(Stripes, "information")
+    latents.traversal(MODEL, REFERENCES, latents.measure(MODEL, images), title="t")
+    assert texts[0] == "t"
+    assert texts[2:8] == ["image", "z0", "z1", "z2", "z3", "reference"]
 
 
-def frames_of(path):
-    with Image.open(path) as gif:
-        for index in range(gif.n_frames):
-            gif.seek(index)
-            yield gif.convert("RGB"), gif.info["duration"]
+def test_samples_are_the_draws_of_their_seed(texts):
+    cells = cells_of(grey(opened(latents.samples(MODEL, NATS, seed=5, title="s"))), 9, 12)
+    codes = MODEL.sample(108, torch.Generator().manual_seed(5))
+    np.testing.assert_array_equal(cells.reshape(108, 64, 64), pixels(MODEL.decode(codes)))
+    assert texts == ["s (2 of 4 latents inactive)"]
 
 
-def test_traversal_gif_goes_there_and_back(model, references, tables, tmp_path):
-    path = motion.traversal_gif(model, tmp_path / "t.gif", references, INFORMATION)
-    pages, pauses = zip(*frames_of(path), strict=True)
-    assert len(pages) == 32
-    assert Image.open(path).info["loop"] == 0
-    assert (pauses[0], pauses[1], pauses[16]) == (500, 100, 500)
-    assert pages[0].getpixel((0, 0)) == (255, 255, 255)
-    for step in range(1, 16):
-        assert pages[step].tobytes() == pages[32 - step].tobytes() != pages[0].tobytes()
-    assert [text for text, _ in tables[0]["groups"][1][1]] == [
-        f"{name}\nKL {nats}" for name, nats in [("z1", 2.5), ("z0", 1.5), ("z3", 0.0), ("z2", 0.0)]
-    ]
-    z = references["noise"].clone()
-    for index, value in [(0, -3.0), (16, 3.0)]:
-        cells, _ = tables[index]["groups"][1]  # (R, D, C, H, W), most informative first
-        z[1] = value
-        torch.testing.assert_close(cells[2, 0], model.decode(z[None])[0])
-    shown = pixels_of(model.decode(z[None])[0])  # noise, z1 at its upper end
-    columns = np.asarray(pages[16].convert("L"))
-    found = [
-        x
-        for x in range(columns.shape[1] - 64)
-        if np.array_equal(columns[46 + 131 : 46 + 131 + 64, x : x + 64], shown)
-    ]
-    assert len(found) == 1
+def test_reconstructions_stand_below_their_images(texts):
+    x = MODEL.decode(torch.rand(20, 4))
+    x[:, :, -1, -1] = 1  # the decoder will not draw this corner
+    bands = torch.stack([x[10:], MODEL.decode(MODEL.encode(x[10:]))])
+    picture = opened(latents.reconstructions(MODEL, x, title="r"))
+    np.testing.assert_array_equal(cells_of(grey(picture), 2, 10), pixels(bands))
+    assert texts == [*["image", "decoded"] * 2, "r"]
 
 
-def test_traversal_gif_without_images_has_no_column_for_them(model, references, tables, tmp_path):
-    codes = {"noise": references["noise"]}
-    motion.traversal_gif(model, tmp_path / "t.gif", codes, INFORMATION)
-    assert [text for text, _ in tables[0]["groups"][0][1]] == ["decoded"]
+def frames_of(data):
+    """Grey levels of the frames of an endless GIF, and their pauses."""
+    assert opened(data).info["loop"] == 0
+    pages = ((grey(page), page.info["duration"]) for page in ImageSequence.Iterator(opened(data)))
+    return zip(*pages, strict=True)
 
 
-def test_training_gif_shows_each_step_in_order_and_rests_on_the_last(model, tmp_path):
-    z = model.sample(6, torch.Generator().manual_seed(0))
-    frames = [(step, motion.frame(model, z * step / 400, columns=3)) for step in (400, 0, 100)]
-    path = motion.training_gif(frames, tmp_path / "t.gif", title="t")
-    pages, pauses = zip(*frames_of(path), strict=True)
-    assert pauses == (250, 250, 2500)
-    for page, (step, pixels) in zip(pages, sorted(frames, key=lambda pair: pair[0]), strict=True):
-        at = (canvas.GAP, motion.TOP, canvas.GAP + pixels.shape[1], motion.TOP + pixels.shape[0])
-        grey = np.asarray(page.convert("L")).astype(int)
-        found = grey[at[1] : at[3], at[0] : at[2]]
-        assert np.abs(found - pixels).max() <= 8  # 32 shades
-        bar = grey[33, canvas.GAP : page.width - canvas.GAP]
-        assert (bar < 60).mean() == pytest.approx(step / 400, abs=0.01)
-    with pytest.raises(ValueError, match="frames: none given"):
-        motion.training_gif([], tmp_path / "t.gif", title="t")
+def test_traversal_gif_moves_there_and_back(texts):
+    data = motion.traversal_gif(MODEL, REFERENCES, [1.5, 2.5, 1, 1], factor_names=NAMES)
+    pages, pauses = frames_of(data)
+    assert pauses == (100,) * 32
+    assert all((pages[step] == pages[32 - step]).all() for step in range(1, 16))
+    names = ["posY\nz1\n2.5 nats", "<posX>\nz0\n1.5 nats", "shape\nz2\n1.0 nats", "z3\n1.0 nats"]
+    assert texts[1:9] == ["value of the latent: -3.0", *REFERENCES, "reference", *names]
+    for step in range(17):
+        codes = torch.stack([NOISE, *(moving(latent, 17)[step] for latent in (1, 0, 2, 3))])
+        error = cells_of(pages[step], 2, 5)[1] - pixels(MODEL.decode(codes))
+        assert np.abs(error).max() <= 8  # 32 shades
 
 
-def write_log(path, rows):
-    names = list(rows[0])
-    lines = [",".join(names), *(",".join(str(row[name]) for name in names) for row in rows)]
-    path.write_text("\n".join(lines) + "\n")
-    return path
+def test_training_gif_shows_steps_in_order_and_rests_on_the_last(texts):
+    codes = {step: latents.fixed_noise(MODEL, 12) * step / 400 for step in (0, 100, 400)}
+    frames = [(step, motion.frame(MODEL, z)) for step, z in codes.items()]
+    pages, pauses = frames_of(motion.training_gif(frames, title="t"))
+    assert pauses == (100, 100, 2500)
+    assert texts == ["t", "step 0", "t", "step 100", "t", "step 400"]
+    for picture, z in zip(pages, codes.values(), strict=True):
+        assert np.abs(cells_of(picture, 1, 12)[0] - pixels(MODEL.decode(z))).max() <= 8
+    motion.training_gif([(step, frames[0][1]) for step in range(451)], title="t")
+    assert texts[-1] == "step 450"
+    assert len(texts) == 6 + 2 * 151  # every third step
 
 
-def vae_rows(n=120):
-    nats = {"kl": 2.0, "kl_0": 0.001, "kl_1": 1.2, "kl_2": 0.8}
-    return [
-        {"step": 10 * i, "images": 640 * i, "recon": 500 / i, "elbo": -500 / i, "note": "x"} | nats
-        for i in range(1, n + 1)
-    ]
+def panels_of(log, panels, draw=charts.loss_curves):
+    """Title -> legend of each panel."""
+    draw(pd.DataFrame(log), title="t")
+    return {ax.get_title(loc="left"): texts_of(ax.get_legend().get_texts()) for ax in panels()}
 
 
-@pytest.fixture
-def figure(monkeypatch):
-    """Returns the axes of the last chart, by title."""
-    drawn = []
-    save = charts.save_chart
-    keep = lambda fig, path: drawn.append(fig) or save(fig, path)  # noqa: E731
-    monkeypatch.setattr(charts, "save_chart", keep)
-    return lambda: {ax.get_title(loc="left"): ax for ax in drawn[-1].axes}
-
-
-def test_panels_follow_from_the_columns(figure, tmp_path):
-    log = write_log(tmp_path / "log.csv", vae_rows())
-    charts.loss_curves(log, tmp_path / "c.png", title="t")
-    panels = figure()
-    assert list(panels) == [
-        "Reconstruction error",
-        "KL divergence",
-        "KL of each latent",
-        "Evidence lower bound",
-    ]
-    recon = panels["Reconstruction error"]
-    assert recon.get_yscale() == "log"
-    raw, smooth = (line.get_ydata() for line in recon.lines)
-    np.testing.assert_allclose(raw, 500 / np.arange(1, 121))
-    assert smooth[60] == pytest.approx(raw[58:63].mean())
-    assert smooth[-1] == pytest.approx(raw[-3:].mean())
-    each = panels["KL of each latent"]
-    assert each.get_yscale() == "linear"
-    assert [text.get_text() for text in each.texts] == ["z1 1.20", "z2 0.80", "1 below 0.05"]
-    assert each.lines[-1].get_color() == charts.GREY
-
-
-def test_curves_of_a_gan_with_gaps_and_a_torn_row(figure, tmp_path):
-    terms = {"d_loss": 1.0, "g_loss": 2.0, "q_loss": 0.5, "mi": 1.5, "d_real": 0.7, "d_fake": 0.6}
-    rows = [{"step": i, "cr": "" if i < 30 else 0.25} | terms for i in range(60)]
-    log = write_log(tmp_path / "log.csv", rows)
-    log.write_text(log.read_text() + "60,")
-    charts.loss_curves(log, tmp_path / "c.png", title="t")
-    panels = figure()
-    assert list(panels) == ["Losses", "Information", "Accuracy of the discriminator"]
-    assert {text.get_text() for text in panels["Losses"].texts} == {
-        "d_loss 1.00",
-        "g_loss 2.00",
-        "q_loss 0.50",
-        "cr 0.25",
+def test_panels_follow_from_the_columns(panels):
+    assert panels_of(VAE_LOG, panels) == {
+        "Reconstruction error, nats per image": ["recon 4.20"],
+        "KL divergence, nats per image": ["kl 2.00"],
+        "KL of each latent, nats (1 below 0.05)": ["z1 1.20", "z2 0.80"],
     }
+    raw, smooth = 500 / ROWS, panels()[0].lines[0].get_ydata()
+    assert smooth[[60, 119]] == pytest.approx([raw[58:63].mean(), raw[-3:].mean()])
+    gan = {"d_loss": 1, "cr": [None, 0.25], "mi": 1.5, "d_real": 0.7, "d_fake": 0.6}
+    legends = [["d_loss 1.00", "cr 0.25"], ["mi 1.50"], ["d_real 0.70", "d_fake 0.60"]]
+    assert list(panels_of(COUNTS | gan, panels).values()) == legends
+    for terms, label in [({"loss": 4, "own": 20}, "own 20.00"), ({"loss": [5, 4]}, "loss 4.00")]:
+        assert panels_of(COUNTS | terms, panels) == {"Other terms": [label]}
+    scores = COUNTS | {"minutes": 3.0, "mig": [0, 0.3], "sap": [None, None]}
+    assert panels_of(scores, panels, charts.score_curves) == {"Score": ["mig 0.30"]}
+    charts.loss_curves(pd.DataFrame(COUNTS | {"kl_0": 0.01}), title="t")
+    assert panels()[0].get_legend() is None
+    with pytest.raises(ValueError, match="no numbers to draw"):
+        charts.loss_curves(pd.DataFrame(COUNTS), title="t")
 
 
-@pytest.mark.parametrize(
-    ("terms", "panels"),
-    [
-        ({"recon": 3.0, "loss": 4.0}, {"Reconstruction error": ["recon"]}),
-        ({"loss": 4.0, "energy": 2.0}, {"Other terms": ["energy"]}),
-        ({"loss": 4.0}, {"Other terms": ["loss"]}),
-    ],
-)
-def test_terms_that_no_panel_claims_are_drawn_too(figure, tmp_path, terms, panels):
-    rows = [{"step": i, "images": 8 * i} | terms for i in range(1, 4)]
-    log = write_log(tmp_path / "log.csv", rows)
-    charts.loss_curves(log, tmp_path / "c.png", title="t")
-    found = {title: [t.get_text().split()[0] for t in ax.texts] for title, ax in figure().items()}
-    assert found == panels
-    frames = {"own": [pd.read_csv(log)], "vae": [pd.DataFrame({"step": [1], "kl": [2.0]})]}
-    training_curves(frames, tmp_path / "s.png", title="t")
-    assert (tmp_path / "s.png").exists()
+def test_training_curves_are_means_with_bands(panels):
+    logs = {"vae": [VAE_LOG, VAE_LOG.assign(recon=3.0)], "gan": [pd.DataFrame(COUNTS)]}
+    charts.training_curves(logs, title="t")
+    (line,), (band,) = panels()[0].lines, panels()[0].collections
+    assert line.get_label() == "vae (n = 2)"
+    np.testing.assert_allclose(line.get_ydata(), (500 / ROWS + 3) / 2)
+    assert tuple(band.get_facecolor()[0][:3]) == line.get_color()
 
 
-def test_a_log_of_one_row_is_drawn_and_an_empty_one_refused(tmp_path):
-    charts.loss_curves(write_log(tmp_path / "1.csv", vae_rows(1)), tmp_path / "1.png", title="t")
-    for text in ("step,recon\n", "step,images\n1,2\n"):
-        (tmp_path / "0.csv").write_text(text)
-        with pytest.raises(ValueError, match=r"0\.csv: no numbers to draw"):
-            charts.loss_curves(tmp_path / "0.csv", tmp_path / "0.png", title="t")
-    assert not (tmp_path / "0.png").exists()
-
-
-@pytest.mark.parametrize("heights", [[0.5], [0.5, 0.5, 0.5], [1, 0.99, 0, 0.02], [1.0] * 13])
-def test_labels_keep_apart_and_in_order(heights):
-    spread = charts._spread(heights)
-    order = np.argsort(heights, kind="stable")
-    assert (np.diff(spread[order]) >= 0.075 - 1e-9).all()
-    assert 0 <= spread.min() <= spread.max() <= 1
-
-
-MATRIX = np.array(
-    [[0.1, 0.0, 2.0], [0.01, 0.0, 0.02], [0.9, 0.1, 0.0], [0.0, 0.0, 1.0], [0.0, 0.3, 0.1]]
-)
-NAMES = {"rows": list("abcde"), "columns": ["x", "y", "s"]}
-
-
-def test_matrix_rows_are_sorted_by_factor_then_strength(figure, tmp_path):
-    charts.matrix(MATRIX, tmp_path / "m.png", **NAMES, title="m", kind="nats")
-    ax = figure()["m"]
-    assert [label.get_text() for label in ax.get_yticklabels()] == list("ceadb")
-    cells = np.array([float(text.get_text()) for text in ax.texts]).reshape(5, 3)
+def test_matrix_rows_are_sorted_by_factor_then_strength(panels):
+    charts.matrix(MATRIX, rows=list("abcde"), columns=list("xys"), title="m", kind="nats")
+    (ax,) = panels()
+    assert texts_of(ax.get_yticklabels()) == list("ceadb")
+    cells = np.array(texts_of(ax.texts), dtype=float).reshape(5, 3)
     np.testing.assert_allclose(cells, MATRIX[[2, 4, 0, 3, 1]])
+    assert charts.best_factors(MATRIX, list("xys")) == ["s", "", "x", "s", "mixed"]
+    assert charts.best_factors(np.zeros((2, 3)), list("xys")) == ["", ""]
+    frame = pd.DataFrame({"a": [1, 2, 3], "b": [1, 4, 9], "c": [3, 2, 1.5], "d": [1, 1, 1]})
+    charts.rank_correlation(frame, dict(zip("abcd", "ABCD", strict=True)), title="t")
+    assert texts_of(panels()[0].texts)[:4] == ["1.00", "1.00", "-1.00", "nan"]
 
 
-def test_a_dollar_in_a_name_is_one(tmp_path):
-    names = {"rows": list("abcde"), "columns": [r"$\size$", "x", "y"]}
-    path = charts.matrix(MATRIX, tmp_path / "m.png", **names, title=r"rep$\a$", kind="nats")
-    assert path.stat().st_size > 0
+def test_bars_show_ours_and_the_paper(panels):
+    rows = {r"$\a$": (70.25, 1.5, 61.58, np.nan), "GAN": (50, np.nan, 73.5, 0.9)}
+    charts.bars(rows, title="b", unit="%")
+    (ax,) = panels()
+    assert [bar.get_width() for bar in ax.patches] == [70.25, 50]
+    assert texts_of(ax.get_yticklabels()) == [r"$\a$: 70.2 (paper 61.6)", "GAN: 50.0 (paper 73.5)"]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first row is on top
 
 
-def test_best_factors_are_named_with_their_share():
-    names = charts.best_factors(MATRIX, ["x", "y", "s"])
-    assert names == ["s 95%", "", "x 90%", "s 100%", "y 75%"]
-    assert charts.best_factors(np.zeros((2, 3)), ["x", "y", "s"]) == ["", ""]
+def test_score_dots_are_sorted_by_the_first_median(panels):
+    frame = pd.DataFrame({"config": ["a", "a", "b", "c"], "mig": [0, 0.2, 0.6, None], "tc": 1.5})
+    charts.score_dots(frame, {"mig": "MIG", "tc": "TC"}, title="t")
+    mig, tc = panels()
+    assert texts_of(mig.get_yticklabels()) == ["b", "a", "c"]
+    assert texts_of(mig.texts) == ["0.60", "0.10"]
+    assert texts_of(tc.texts) == ["1.50"] * 3
+    np.testing.assert_array_equal(mig.lines[0].get_xydata()[:3], [[0, 1], [0.2, 1], [0.6, 0]])
 
 
-def test_bars_show_ours_and_the_paper_and_what_is_missing(figure, tmp_path):
-    nan = float("nan")
-    charts.bars(
-        tmp_path / "b.png",
-        labels=["VAE", "InfoGAN"],
-        values=[70.25, nan],
-        errors=[1.5, nan],
-        reference=[61.58, 73.5],
-        reference_errors=[nan, 0.9],
-        title="b",
-        unit="%",
-    )
-    ax = figure()["b"]
-    assert [bar.get_width() for bar in ax.patches] == [70.25, 0]
-    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first label is on top
-    texts = [text.get_text() for text in ax.texts]
-    assert texts == ["ours", "70.2 ± 1.5", "-", "paper", "61.6", "73.5 ± 0.9"]
+@pytest.mark.parametrize(("channels", "size", "side"), [(1, 64, 64), (3, 28, 84), (1, 96, 96)])
+def test_the_same_input_gives_the_same_small_bytes(channels, size, side):
+    model = Stripes(5, channels, size, torch.bfloat16)
+    z = latents.fixed_noise(model, 2)
+    references, nats = {"image": model.decode(z)[0], "code": z[1]}, range(1, 6)
+
+    def draw():
+        yield motion.frame(model, z)
+        yield motion.training_gif([(1, motion.frame(model, z))], title="t")
+        yield motion.traversal_gif(model, references, nats)
+        yield latents.traversal(model, references, nats, title="t")
+        yield latents.samples(model, nats, seed=0, title="t")
+        yield latents.reconstructions(model, model.decode(z), title="t")
+        yield charts.loss_curves(VAE_LOG, title="t")
+
+    first = list(draw())
+    assert first == list(draw())
+    assert opened(first[0]).size == (2 * side + 3, side + 2)  # enlarged by a whole factor
+    for data in first:
+        assert opened(data).mode == "P"
+        assert not {"Software", "Creation Time", "date:create"} & set(opened(data).info)
+        assert len(data) < 200_000
 
 
-def draw_everything(folder, model, references):
-    x = torch.stack([references["first"], references["second"]])
-    log = write_log(folder / "log.csv", vae_rows())
-    frames = [(step, motion.frame(model, x.new_full((3, 4), step / 9))) for step in range(3)]
-    yield latents.traversal(model, folder / "a.png", references, INFORMATION, title="t")
-    yield latents.random_grid(model, folder / "b.png", references, INFORMATION, seed=0, title="t")
-    yield latents.reconstructions(model, x, folder / "c.png", title="t")
-    yield motion.traversal_gif(model, folder / "d.gif", references, INFORMATION)
-    yield motion.training_gif(frames, folder / "e.gif", title="t")
-    yield charts.loss_curves(log, folder / "f.png", title="t")
-    yield charts.matrix(MATRIX, folder / "g.png", **NAMES, title="t", kind="k")
+def test_colour_images_keep_their_colours():
+    images = torch.rand(2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    shown = np.asarray(opened(canvas.to_png(canvas.mosaic(images))).convert("RGB"))
+    expected = (images[1, 2].permute(1, 2, 0) * 255).round().byte().numpy()
+    np.testing.assert_array_equal(shown[-65:-1, -65:-1], expected)
 
 
-def test_the_same_input_gives_the_same_bytes_and_leaves_nothing_else(model, references, tmp_path):
-    runs = [tmp_path / "1", tmp_path / "2"]
-    for run in runs:
-        run.mkdir()
-    first, second = (list(draw_everything(run, model, references)) for run in runs)
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    assert {path.name for path in runs[0].iterdir()} == {path.name for path in first} | {"log.csv"}
-    for path in first:
-        page = Image.open(path)
-        assert page.mode == "P"
-        assert not {"Software", "Creation Time", "date:create"} & set(page.info)
-        assert page.convert("RGB").getpixel((1, 1)) == (255, 255, 255)
-        assert path.stat().st_size < 200_000
+TABLE = page.Table("Scores", "a note", ["run", "MIG"], [["<b>a</b>", "0.1"]], ["a b/report.html"])
+CONTENT = {"title": "t", "note": "n", "commands": ["python a"], "configuration": "a: <1>"}
+CONTENT |= {"tables": [TABLE], "scores": TABLE, "facts": TABLE, "provenance": TABLE}
 
 
-def test_a_failed_write_keeps_the_old_picture(model, references, monkeypatch, tmp_path):
-    path = tmp_path / "t.png"
-    path.write_bytes(b"old")
+def test_a_page_is_one_small_file_that_needs_nothing_else():
+    content = CONTENT | {"pictures": {"one": canvas.to_png(canvas.text("x"))}}
+    study = page.study_page(**content).decode()
+    run = page.run_page(MODEL, REFERENCES, NATS, factor_names=None, **content).decode()
+    for text in (study, run):
+        assert len(text.encode()) < page.LIMIT <= 5e6
+        loads = re.findall(r"url\((.*?)\)|<(?:img|link|script)[^>]*(?:src|href)=\"(.*?)\"", text)
+        assert all("".join(address).startswith("data:") for address in loads)
+        assert not any(part in text for part in ("://", "@import", "<b>a"))
+        assert '<a href="a b/report.html">&lt;b&gt;a&lt;/b&gt;</a>' in text
+        assert "python a" in text
+    assert study.index("<img") < study.index("<table")  # the charts are first
 
-    def full(*_):
-        raise OSError("No space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        latents.traversal(model, path, references, INFORMATION, title="t")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
+def test_a_slider_for_each_active_latent_over_frames_that_the_model_decodes():
+    content = CONTENT | {"pictures": {}, "factor_names": NAMES}
+    text = page.run_page(MODEL, REFERENCES, NATS, **content).decode()
+    sliders = re.findall(r'<input type="range" min="0" max="(\d+)" value="(\d+)"', text)
+    assert sliders == [("12", "4"), ("12", "10")]  # at the code of the first reference
+    assert re.findall("<b>(.*?)</b>", text) == ["posY  z1  2.5 nats", "&lt;posX&gt;  z0  1.5 nats"]
+    assert "Move a latent (2 of 4 latents inactive)" in text
+    _, sprite = re.findall(r"\.sprite\d .*?base64,(.*?)\)", text)
+    expected = [np.hstack(pixels(MODEL.decode(moving(latent, 13)))) for latent in (1, 0)]
+    np.testing.assert_array_equal(grey(opened(base64.b64decode(sprite))), np.vstack(expected))
 
 
-def test_colour_pages_keep_their_colours(tmp_path):
-    ramp = torch.linspace(0, 1, 64)
-    image = torch.stack(
-        [ramp.expand(64, 64), ramp[:, None].expand(64, 64), 1 - ramp.expand(64, 64)]
-    )
-    page = canvas.tile(image[None], 1)
-    found = np.asarray(Image.open(canvas.save_png(page, tmp_path / "c.png")).convert("RGB"))
-    expected = (image.permute(1, 2, 0) * 255).round().byte().numpy()
-    np.testing.assert_array_equal(found[1:-1, 1:-1], expected)
+def test_what_does_not_fit_into_a_page_is_named():
+    pictures = {"large": b"GIF" + bytes(4_500_000), "small": b"GIF"}
+    text = page.study_page(**CONTENT | {"pictures": pictures}).decode()
+    assert "large: too large for this page" in text
+    assert text.count('<img src="data:image/gif;base64,') == 1
+    with pytest.raises(ValueError, match="larger than the 5,000,000"):
+        page.study_page(**CONTENT | {"pictures": {}, "note": "x" * 5_000_000})

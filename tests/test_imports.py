@@ -1,4 +1,4 @@
-"""The rooms import each other only along the arrows of the design."""
+"""Three floors: doors import the middle and the rooms, rooms import nothing of ours."""
 
 import ast
 from pathlib import Path
@@ -6,42 +6,47 @@ from pathlib import Path
 import pytest
 
 ROOMS = {"config", "data", "models", "metrics", "training", "figures"}
-DOORS = {
-    "train.py": {"config", "data", "models", "training", "figures"},
-    "evaluate.py": {"config", "data", "models", "metrics", "training", "figures"},
-    "sweep.py": {"config", "data", "models", "metrics", "training", "train"},
-    "publish.py": {"config", "training", "train"},
-    "report.py": {"config", "evaluate", "metrics", "sweep", "train", "training", "figures"},
-    "figure6.py": {"data", "evaluate", "models", "metrics", "training", "figures"},
+MIDDLE = {"runs", "results", "reports", "codes"}
+DOORS = {"train", "evaluate", "study", "benchmarks"}
+LEAF = "files"  # the one module below the rooms
+FOLDERS = sorted(ROOMS | {"benchmarks"})
+SOURCES = [
+    *sorted(Path().glob("*.py")),
+    *(path for folder in FOLDERS for path in sorted(Path(folder).rglob("*.py"))),
+]
+ALLOWED = {  # floor -> what its files may import of ours
+    LEAF: set(),
+    "room": {LEAF},
+    "middle": {LEAF} | ROOMS | MIDDLE,
+    "door": {LEAF} | ROOMS | MIDDLE,
 }
-FILES = [path for room in sorted(ROOMS) for path in sorted(Path(room).rglob("*.py"))]
 
 
-def imported(path):
+def floor(name: str) -> str:
+    if name == LEAF:
+        return LEAF
+    floors = {"room": ROOMS, "middle": MIDDLE, "door": DOORS}
+    return next(floor for floor, names in floors.items() if name in names)
+
+
+def imported(path: Path) -> set[str]:
     """The first names of all modules that a file imports."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             assert all(alias.name != "*" for alias in node.names), f"{path}: import *"
-            found.add(node.module.split(".")[0])
-    return found
+            names.add(node.module.split(".")[0])
+    return names
 
 
-def imported_rooms(path):
-    return imported(path) & (ROOMS | {Path(door).stem for door in DOORS} | {"tests", "benchmarks"})
-
-
-@pytest.mark.parametrize("path", FILES, ids=str)
-def test_a_room_imports_only_itself(path):
-    assert imported_rooms(path) <= {path.parts[0]}
-
-
-@pytest.mark.parametrize("door", DOORS)
-def test_a_door_imports_what_is_behind_it(door):
-    assert imported_rooms(Path(door)) <= DOORS[door]
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_imports_run_downwards_only(path):
+    name = path.parts[0].removesuffix(".py")
+    ours = imported(path) & (ROOMS | MIDDLE | DOORS | {LEAF, "tests"})
+    assert ours <= ALLOWED[floor(name)] | {name}
 
 
 @pytest.mark.parametrize("path", sorted(Path("metrics").glob("*.py")), ids=str)
@@ -49,5 +54,5 @@ def test_no_metric_touches_a_network(path):
     assert not imported(path) & {"torch", "torchvision"}
 
 
-def test_every_room_was_looked_at():
-    assert {path.parts[0] for path in FILES} == ROOMS
+def test_every_room_is_there():
+    assert {path.parts[0] for path in SOURCES if len(path.parts) > 1} == ROOMS | {"benchmarks"}

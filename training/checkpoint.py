@@ -1,132 +1,109 @@
-"""Checkpoints: tensors and plain values in one file, replaced whole or not at all."""
+"""Checkpoints: tensors and plain values in one file, written whole or not at all."""
 
 import hashlib
-import os
-import pickle
-import tempfile
+import io
+import math
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import nn
 
-OF_OBJECTIVE = "objective."  # weights of a VAE's objective: none of its codes depends on them
+import files
+
+REQUIRED = {"config": dict, "image_shape": (list, tuple), "model": dict, "step": int}
+OBJECTIVE = "objective."  # prefix of a VAE objective's own weights; no code depends on them
 
 
 class CheckpointError(ValueError):
-    """The file is not there, is torn, or holds something else."""
+    """The file is missing, damaged, or not a checkpoint of this project."""
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: old or new, never half.
-
-    A link stays one: what it leads to is written. Raises OSError (a full disk) with the old file
-    intact and the temporary one removed.
-    """
-    path = Path(path).resolve()
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+class NonFiniteError(RuntimeError):
+    """A loss or a weight is NaN or infinite."""
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors and plain values). Raises OSError, the previous file being intact."""
-
-    def write(temporary: Path) -> None:
-        try:
-            torch.save(state, temporary)
-        except RuntimeError as error:  # how torch's writer reports a failed write
-            raise OSError(f"cannot write {path} (is the disk full?): {error}") from error
-
-    write_atomically(path, write)
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint (a file, or a run folder that has one), on the CPU.
-
-    Raises CheckpointError with one sentence where it cannot be read.
-    """
-    with _opened(path) as file:
-        return _state(file)
-
-
-def load_hashed(path: Path) -> tuple[dict[str, Any], str]:
-    """As load_checkpoint, with the SHA-256 of the very bytes that were read.
-
-    A training may replace the file meanwhile: what is open stays the old one.
-    """
-    with _opened(path) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(0)
-        return _state(file), digest
-
-
-def checkpoint_file(path: Path) -> Path:
-    """The file of a checkpoint or a run folder. Raises CheckpointError where there is none."""
-    path = Path(path)
-    if path.is_dir():
-        path = path / "checkpoint.pt"
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}")
-    return path
-
-
-def _opened(path: Path) -> BinaryIO:
-    return open(checkpoint_file(path), "rb")
-
-
-def _state(file: BinaryIO) -> dict[str, Any]:
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise
-    except (
-        # what torch raises for bytes that it did not write, by where it stumbles
-        *(RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError),
-        *(pickle.UnpicklingError, zipfile.BadZipFile),
-    ) as error:
-        raise CheckpointError(
-            f"{file.name} is damaged or not a checkpoint of this project"
-        ) from error
-    if not isinstance(state, dict) or not {"config", "image_shape", "model", "step"} <= set(state):
-        raise CheckpointError(f"{file.name} is not a checkpoint of this project")
-    return state
-
-
-def need_optimizers(state: dict[str, Any], path: Path) -> None:
-    """Raise CheckpointError for published weights, which lack what a training goes on with."""
-    if "optimizers" not in state:
-        raise CheckpointError(
-            f"{path} holds weights only, of step {state['step']:,}: a training cannot go on from it"
+def refuse_non_finite(step: int, terms: dict[str, float], model: nn.Module | None = None) -> None:
+    """Raise NonFiniteError if a term, or a weight of the model, is NaN or infinite."""
+    wrong = [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)]
+    if model is not None and not wrong:
+        weights = [t for t in model.state_dict().values() if t.is_floating_point()]
+        norms = torch.stack([tensor.float().norm() for tensor in weights])
+        wrong = [] if norms.isfinite().all() else ["a weight"]
+    if wrong:
+        raise NonFiniteError(
+            f"not finite at step {step:,}: {', '.join(wrong)}; "
+            "the last checkpoint is intact; a lower learning rate may help"
         )
 
 
-def restore(model: nn.Module, state: dict[str, Any], path: Path, *, optimizers: bool) -> None:
-    """Load a checkpoint's weights (and optimisers) into a model of its configuration.
+def checkpoint_file(path: Path) -> Path:
+    """The checkpoint file at `path`, which may also be a run folder."""
+    file = path / "checkpoint.pt" if path.is_dir() else path
+    if not file.is_file():
+        raise CheckpointError(f"there is no checkpoint {file}")
+    return file
 
-    Without the optimisers, what an objective keeps for training (a discriminator) may lack too.
-    Raises CheckpointError where they do not fit, or where it was published without optimisers.
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors and plain values). Raises OSError; the previous file is intact."""
+
+    def save(temporary: Path) -> None:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # torch's writer reports a full disk like this
+            raise OSError(None, f"is the disk full? {str(error).splitlines()[0]}") from error
+
+    files.write(path, save)
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Any], str]:
+    """Read a checkpoint file, or the one in a run folder, onto the CPU.
+
+    Returns:
+        The state and the SHA-256 of the file.
+
+    Raises:
+        CheckpointError: there is no such file, its bytes are damaged, or it holds something else.
     """
-    if optimizers:
-        need_optimizers(state, path)
+    file = checkpoint_file(path)
+    content = file.read_bytes()  # once: a training may replace the file meanwhile
     try:
-        wrong = model.load_state_dict(state["model"], strict=False)
-        lacks = [k for k in wrong.missing_keys if optimizers or not k.startswith(OF_OBJECTIVE)]
-        if lacks or wrong.unexpected_keys:
-            raise LookupError(", ".join([*lacks, *wrong.unexpected_keys]))
-        for name, optimizer in model.optimizers.items() if optimizers else ():
-            optimizer.load_state_dict(state["optimizers"][name])
-    except (RuntimeError, ValueError, LookupError) as error:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load checks no checksum
+            if archive.testzip():
+                raise zipfile.BadZipFile
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        for key, kind in REQUIRED.items():
+            if not isinstance(state[key], kind):
+                raise TypeError(key)
+        if not isinstance(state.get("optimizers", {}), dict):
+            raise TypeError("optimizers")
+    except Exception as error:  # foreign or damaged bytes fail in a dozen ways
+        raise CheckpointError(f"{file} is damaged or not a checkpoint of this project") from error
+    return state, hashlib.sha256(content).hexdigest()
+
+
+def restore(model: nn.Module, state: dict[str, Any], path: Path, *, optimizers: bool) -> None:
+    """Load the weights of a checkpoint, and with `optimizers` the state of the optimisers.
+
+    Published weights have no optimisers and lack what an objective needs for training only.
+
+    Raises:
+        CheckpointError: the weights do not fit the model, or the optimisers are missing.
+    """
+    if optimizers and "optimizers" not in state:
+        raise CheckpointError(f"{path} holds weights only; training cannot resume from it")
+    try:
+        keys = model.load_state_dict(state["model"], strict=False)
+        missing = [key for key in keys.missing_keys if optimizers or not key.startswith(OBJECTIVE)]
+        if missing or keys.unexpected_keys:
+            raise KeyError(", ".join([*missing, *keys.unexpected_keys]))
+        if optimizers:
+            for name, optimizer in model.optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{path} does not fit the networks of this version: {error}".splitlines()[0]
+            f"{path} does not fit the networks of this version: {reason}"
         ) from error

@@ -1,10 +1,8 @@
-"""Where and in which precision a run computes, and what to write down about it."""
+"""Where and in which precision a run computes."""
 
 import os
 import platform
 import re
-import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,79 +10,48 @@ import torch
 
 
 def choose_device(name: str) -> torch.device:
-    """'auto' (cuda, else mps, else cpu) or the named device; ValueError where there is none."""
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(device for device, available in there.items() if available)
-    if not there.get(name):
-        available = ", ".join(device for device, yes in there.items() if yes)
-        raise ValueError(f"device: '{name}' is not available here; available: auto, {available}")
-    return torch.device(name)
-
-
-def need_compiler(device: torch.device) -> None:
-    """ValueError where torch.compile finds no compiler: of C++ for a CPU, of C for a GPU."""
-    standard = {"Darwin": "clang++", "Windows": "cl"}.get(platform.system(), "g++")
-    variable, found = ("CXX", [standard]) if device.type == "cpu" else ("CC", ["gcc", "clang"])
-    try:
-        command = shlex.split(os.environ.get(variable, ""))
-    except ValueError as error:
-        raise ValueError(f"{variable} is no command: {error}") from error
-    found = command[:1] or found
-    if device.type != "mps" and not any(map(shutil.which, found)):
-        raise ValueError(
-            f"train.compile: true is not allowed without a compiler ({' or '.join(found)} is not "
-            f"there); allowed: false, or true with a compiler or its path in {variable}"
-        )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: of the GPU, of the CPU (RuntimeError), or of Python."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    said = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
-    return any(text in str(error) for text in said)
+    """The device of this name; "auto" is cuda, else mps, else cpu. ValueError if it is not here."""
+    available = ["auto", "cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(1, "mps")
+    if torch.cuda.is_available():
+        available.insert(1, "cuda")
+    if name not in available:
+        raise ValueError(f"device: '{name}' is not available here; allowed: {', '.join(available)}")
+    return torch.device(available[1] if name == "auto" else name)
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """'auto' is bfloat16 where the hardware computes in it, float32 elsewhere."""
+    """The type of the convolutions: "auto" is bf16 where the hardware computes in it, else fp32."""
     if name == "auto":
         name = "bf16" if has_bf16(device) else "fp32"
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 run on units of their own (emulated ones are slower)."""
+    """Whether the hardware multiplies matrices in bfloat16 (emulated products are slower)."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
         return False
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()  # the user may forbid these units
     if limit not in ("", "ALL", "DEFAULT") and not re.search("BF16|AMX|FP16|AVX10", limit):
         return False
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags())
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(_cpuinfo("flags|Features").split()))
 
 
-def _cpu_flags() -> set[str]:
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return set()
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
-    return set(found.group(1).split()) if found else set()
+def _cpuinfo(key: str) -> str:
+    """The first value of a key in /proc/cpuinfo, "" if there is none."""
+    file = Path("/proc/cpuinfo")
+    text = file.read_text() if file.exists() else ""
+    match = re.search(rf"^(?:{key})\s*:\s*(.*)$", text, re.MULTILINE)
+    return match.group(1) if match else ""
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What a number measured here depends on: processor, threads, device, versions."""
-    cpuinfo = Path("/proc/cpuinfo")
-    found = None
-    if cpuinfo.exists():
-        found = re.search(r"^model name\s*:\s*(.*)$", cpuinfo.read_text(), re.MULTILINE)
+    """What a measured number depends on: processor, threads, device and versions."""
     return {
-        "cpu": found.group(1) if found else platform.processor() or platform.machine(),
+        "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "bf16_units": has_bf16(device),
@@ -93,3 +60,11 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the CPU or the GPU is used up."""
+    texts = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        text in str(error) for text in texts
+    )

@@ -1,119 +1,80 @@
-"""The folder of a run: who may write to it, what it was started with."""
+"""The folder of a run: one process at a time, and a record of how the run was started."""
 
-import difflib
 import json
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
+import torch
 from filelock import FileLock, Timeout
 
-from training.checkpoint import write_atomically
+import files
+from training.device import hardware
 
 
-class RunFolderError(ValueError):
-    """The folder belongs to another configuration or another process."""
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
-
-
-class RunFolder:
-    """`runs/<name>/seed<k>/`: a context; open to one process at a time, for one configuration only.
-
-    `config_text` is the resolved configuration as YAML; a folder that holds another one is refused
-    with the difference (only train.steps may grow). Nothing is written before `take`, so that what
-    is refused later, by the data or the networks, leaves the folder to its run. `resolve` gives the
-    configuration of a config.yaml, or where that is lost of the checkpoint beside it, in the same
-    form: keys that the project has learned since get their defaults. Raises RunFolderError.
-    """
-
-    def __init__(self, path: Path, config_text: str, resolve: Callable[[Path], str] = _text):
-        self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.path / ".lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise RunFolderError(f"another process is training in {self.path}") from error
-        for left in self.path.glob(".checkpoint.pt.*"):  # of a process killed while it saved
-            left.unlink()
-        self._text = config_text
-        refuse_another(self.path, config_text, resolve)
-
-    def take(self) -> None:
-        """Write config.yaml: from here on the folder is this configuration's."""
-        config = self.path / "config.yaml"
-        write_atomically(config, lambda file: file.write_text(self._text, encoding="utf-8"))
-
-    def __enter__(self) -> "RunFolder":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Let other processes in."""
-        self._lock.release()
-
-    def __truediv__(self, name: str) -> Path:
-        return self.path / name
-
-    def describe(
-        self, *, start: dict[str, Any] | None = None, anew: bool = False, **facts: Any
-    ) -> None:
-        """Write run.json: `facts` of the run, and an entry of `starts` each time it is started.
-
-        anew: the first start; what an attempt without a checkpoint has left there goes.
-        """
-        path = self.path / "run.json"
-        known = {"starts": []} if anew or not path.exists() else read_record(path)
-        if start:
-            known["starts"].append(start)
-        text = json.dumps(known | facts, indent=2) + "\n"
-        write_atomically(path, lambda file: file.write_text(text))
-
-
-def refuse_another(path: Path, config_text: str, resolve: Callable[[Path], str] = _text) -> None:
-    """Raise RunFolderError where `path` holds a run with another configuration.
-
-    resolve: as for RunFolder.
-    """
-    if not (path / "checkpoint.pt").exists():
-        return  # nothing would be lost
-    texts = resolve(path / "config.yaml"), config_text
-    old, new = map(yaml.safe_load, texts)
-    steps = old["train"].pop("steps"), new["train"].pop("steps")
-    if old != new or steps[0] > steps[1]:
-        lines = difflib.unified_diff(*(text.splitlines() for text in texts), n=0, lineterm="")
-        changed = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
-        difference = "\n".join(changed)
-        raise RunFolderError(
-            f"{path} holds a run with another configuration (- its, + yours):\n"
-            f"{difference}\nGive yours another name (name=...) or seed (seed=...), "
-            "or remove that folder."
-        )
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """What a run.json holds. Raises RunFolderError where that is none."""
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder, which is made if need be; ValueError if another has it."""
+    if (folder / "frames").is_symlink():
+        raise ValueError(f"{folder / 'frames'} is a link; frames need a folder of their own")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
     try:
-        record = json.loads(path.read_text())
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"another process is training in {folder}") from error
+    try:
+        for part in (folder, folder / "frames"):
+            files.remove_stale(part)
+        yield
+    finally:
+        lock.release()
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The content of run.json; {"starts": []} if there is none. ValueError if it is damaged."""
+    path = folder / "run.json"
+    if not path.exists():
+        return {"starts": []}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record["starts"], list):
-            raise TypeError
-        for start in record["starts"]:
-            start["command"]
-        float(record.get("train_seconds", 0))
+            raise TypeError("starts")
     except (ValueError, LookupError, TypeError) as error:
-        raise RunFolderError(f"{path} is damaged: remove it, the run goes on without") from error
+        raise ValueError(f"{path} is damaged; delete it to resume without it") from error
+    return record
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write run.json."""
+    files.write(folder / "run.json", json.dumps(record, indent=2) + "\n")
+
+
+def record_start(
+    folder: Path, step: int, dtype: torch.dtype, device: torch.device, processes: int
+) -> dict[str, Any]:
+    """Add a start at `step` to run.json; returns the record.
+
+    Prints a warning if the run computes in another precision than before.
+    """
+    record = read_record(folder) if step else {"starts": []}
+    precision = str(dtype).removeprefix("torch.")
+    before = record["starts"][-1].get("precision", precision) if record["starts"] else precision
+    if before != precision:
+        print(f"warning: trained in {before} so far, resumes in {precision}", file=sys.stderr)
+    facts = {"from_step": step, "precision": precision, "processes": processes}
+    record["starts"].append(provenance() | facts | {"hardware": hardware(device)})
+    write_record(folder, record)
     return record
 
 
 def provenance() -> dict[str, Any]:
-    """The command that was typed and the commit it ran (with '+' where files were changed)."""
+    """The command that was typed and the commit of the code, with "+" if files were changed."""
     root = Path(__file__).resolve().parents[1]
 
     def git(*words: str) -> str:

@@ -1,0 +1,117 @@
+"""Codes that no run of ours makes: files of any model, and representations without training.
+
+The latter are rows of Figure 6 in Higgins et al. 2017: https://openreview.net/forum?id=Sy2fzU9gl
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA, FastICA
+
+import runs
+from data import FactorGrid, ImageData
+
+COMPONENTS = 10  # of PCA and ICA, as in the paper
+FITTED = 20_000  # random images that PCA and ICA are fitted to
+UNTRAINED = Path(__file__).resolve().parent / "config" / "twoD_vae.yaml"
+
+
+def pack_codes(codes: np.ndarray, logvar: np.ndarray | None, labels: Any) -> bytes:
+    """The content of a codes.npz.
+
+    Args:
+        labels: FactorGrid or FactorTable of the rows, or None.
+    """
+    arrays = {"codes": codes} | ({} if logvar is None else {"logvar": logvar})
+    if isinstance(labels, FactorGrid):
+        arrays |= {"sizes": np.array(labels.sizes), "names": np.array(labels.names)}
+    elif labels is not None:
+        arrays |= {"factors": labels.values, "names": np.array(labels.names)}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def read_codes(path: Path) -> tuple[np.ndarray, Any, Any, np.ndarray | None]:
+    """Codes (N, D), their factors, the factors' names and log-variances in a codes.npz.
+
+    Raises:
+        ValueError: the file does not hold codes with at most one of `factors` and `sizes`.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except OSError as error:
+        raise ValueError(f"--codes: cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # NumPy fails in many ways on bytes that it did not write
+        raise ValueError(f"--codes: {path} is not an npz file of plain arrays") from error
+    if "codes" not in arrays or {"factors", "sizes"} <= set(arrays):
+        raise ValueError(
+            f"--codes: {path} holds {', '.join(arrays) or 'nothing'}; needed: codes (N, D), and "
+            "at most one of factors (N, K) and sizes (K,)"
+        )
+    factors, names = arrays.get("factors"), arrays.get("names")
+    names = None if names is None else tuple(names.astype(str).tolist())
+    if "sizes" in arrays:
+        sizes = tuple(arrays["sizes"].tolist())
+        factors = FactorGrid(names or tuple(f"factor {k}" for k in range(len(sizes))), sizes)
+    return arrays["codes"], factors, names, arrays.get("logvar")
+
+
+def true_factors(data: ImageData, seed: int) -> np.ndarray:
+    """The factors themselves (N, K), each with standard deviation 1."""
+    return _scaled(data.grid.factors(np.arange(len(data))))
+
+
+class RawPixels:
+    """The pixels as codes (N, 4096), unpacked only where a metric asks for rows."""
+
+    def __init__(self, data: ImageData, seed: int):
+        self.data, self.shape = data, (len(data), int(np.prod(data.image_shape)))
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Pixels of these images, (n, 4096)."""
+        return self.data.batch(torch.as_tensor(rows)).flatten(1).numpy()
+
+
+def pca(data: ImageData, seed: int) -> np.ndarray:
+    """The first principal components (N, 10) of the pixels."""
+    images = data.batch(data.random_index(FITTED, seed)).flatten(1).numpy()
+    fitted = PCA(COMPONENTS, svd_solver="covariance_eigh").fit(images)
+    mean, axes = (torch.from_numpy(np.float32(a)) for a in (fitted.mean_, fitted.components_))
+    parts = torch.arange(len(data)).split(4096)
+    return torch.cat([(data.batch(part).flatten(1) - mean) @ axes.T for part in parts]).numpy()
+
+
+def ica(data: ImageData, seed: int) -> np.ndarray:
+    """Independent components (N, 10) of the principal components, by FastICA."""
+    components = pca(data, seed)
+    fitted = FastICA(COMPONENTS, whiten="unit-variance", max_iter=1000, random_state=seed)
+    fitted.fit(components[data.random_index(FITTED, seed).numpy()])
+    return fitted.transform(components)
+
+
+def untrained_vae(data: ImageData, seed: int) -> np.ndarray:
+    """Posterior means (N, 10) of a VAE with its initial weights, scaled to standard deviation 1.
+
+    Unscaled they vary by a few hundredths, which metrics would take for inactive codes.
+    """
+    values = runs.resolve(UNTRAINED, [f"seed={seed}", "train.precision=fp32", "train.device=cpu"])
+    _, model = runs.build(values, torch.device("cpu"))
+    return _scaled(runs.encode(model.eval(), data, label=f"untrained VAE {seed}")[0])
+
+
+def _scaled(codes: np.ndarray) -> np.ndarray:
+    return codes / codes.std(axis=0)
+
+
+BASELINES = {  # f(data, seed) -> codes (N, D)
+    "true_factors": true_factors,
+    "raw_pixels": RawPixels,
+    "pca": pca,
+    "ica": ica,
+    "untrained_vae": untrained_vae,
+}

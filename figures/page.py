@@ -1,0 +1,85 @@
+"""Pages as HTML: one file each with everything inside it, opened without a network."""
+
+import base64
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+from torch import Tensor, nn
+
+from figures.canvas import mosaic, to_png
+from figures.latents import heading, sweep
+
+VALUES = 13  # positions of a slider
+LIMIT = 5_000_000  # bytes of a page
+
+
+class Table(NamedTuple):
+    """A table of text; links: for each row where its first cell leads to, or none at all."""
+
+    title: str
+    note: str
+    header: list[str]
+    rows: list[list[str]]
+    links: Sequence[str] = ()
+
+
+def study_page(*, pictures: dict[str, bytes], **content: Any) -> bytes:
+    """Return the page of a study: pictures by caption, and other content.
+
+    That is: title, note, tables, commands (lines) and provenance (a table).
+    """
+    return _render("study.html", pictures, content)
+
+
+def run_page(
+    model: nn.Module,
+    references: dict[str, Tensor],
+    nats: Sequence[float],
+    *,
+    factor_names: Sequence[str] | None,
+    pictures: dict[str, bytes],
+    **content: Any,
+) -> bytes:
+    """Return the page of a run: a slider for each active latent, pictures by caption, and more.
+
+    That is: title, note, scores and facts (tables), commands (lines) and configuration.
+    """
+    moved = sweep(model, references, nats, factor_names, VALUES)
+    stills = [_sprite(still[None, None]) for still in moved.stills]
+    sprites = [_sprite(cells) for cells in moved.cells]
+    content |= {
+        "heading": heading("Move a latent", nats),
+        "latents": list(zip(moved.names, moved.nearest[0], strict=True)),
+        "references": list(zip(references, stills, sprites, strict=True)),
+        "values": [f"{value:z.2f}" for value in moved.values],
+    }
+    return _render("run.html", pictures, content)
+
+
+def _sprite(images: Tensor) -> str:
+    """Return images (rows, columns, C, H, W) without lines between them as a data: address."""
+    return _uri(to_png(mosaic(images, border=0)))
+
+
+def _uri(data: bytes) -> str:
+    """Return a PNG or GIF as a data: address."""
+    kind = "gif" if data.startswith(b"GIF") else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _render(template: str, pictures: dict[str, bytes], content: dict[str, Any]) -> bytes:
+    """Fill a template; a picture that would take the page over LIMIT is named instead of shown."""
+    loader, undefined = jinja2.PackageLoader("figures"), jinja2.StrictUndefined
+    environment = jinja2.Environment(loader=loader, undefined=undefined, autoescape=True)
+    fill = environment.get_template(template).render
+    shown = dict.fromkeys(pictures, "")
+    room = LIMIT - len(fill(content, pictures=shown).encode())
+    for caption, data in pictures.items():
+        uri = _uri(data)
+        if len(uri) <= room:
+            shown[caption] = uri
+            room -= len(uri)
+    if room < 0:
+        raise ValueError(f"the page is {-room:,} bytes larger than the {LIMIT:,} that are allowed")
+    return fill(content, pictures=shown).encode()

@@ -1,0 +1,65 @@
+"""Write a file whole or not at all; the one module that every room may import."""
+
+import os
+import socket
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+PATTERN = ".*.tmp~"  # names of temporary files: .<name>.<host>.<pid>.<random>.tmp~
+
+
+def write(path: str | os.PathLike, content: bytes | str | Callable[[Path], object]) -> Path:
+    """Write a file atomically: readers see the old content or all of the new one.
+
+    The content goes to a temporary file beside `path`, which is then renamed. A link at `path` is
+    replaced; what it points to is not touched. The permissions follow the umask.
+
+    Args:
+        content: the bytes or text of the file, or a function that fills the temporary file.
+
+    Raises:
+        OSError: the file cannot be written (for example a full disk); the old one is intact.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a file that can be written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    owner = f"{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    temporary = path.with_name(f".{path.name}.{owner}.tmp~")
+    try:
+        if callable(content):
+            content(temporary)
+        else:
+            data = content.encode() if isinstance(content, str) else content
+            temporary.write_bytes(data)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def remove_stale(folder: str | os.PathLike) -> None:
+    """Remove temporary files in a folder whose writer, a process of this machine, has ended."""
+    for path in Path(folder).glob(PATTERN):
+        *_, host, pid, _, _ = path.name.split(".")
+        if host == _host() and not _is_running(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-")
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

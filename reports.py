@@ -1,0 +1,307 @@
+"""Tables, charts and pages of many runs, from the rows of results.csv."""
+
+import glob
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import config
+import files
+import results
+import runs
+from figures.charts import bars, rank_correlation, score_dots, training_curves
+from figures.latents import measure
+from figures.page import Table, run_page, study_page
+from metrics import SCORES
+from results import text
+from training.folder import provenance, read_record
+
+BASELINES = Path("runs/baselines")  # what evaluate.py --baseline writes
+PUBLISHED = Path(__file__).resolve().parent / "res" / "2dshapes" / "figure6_untrained.json"
+MAIN = {  # columns of the table "all" -> heading
+    "beta_vae_paper": "paper's metric",
+    "factor_vae": "FactorVAE",
+    "mig": "MIG",
+    "dci_disentanglement": "DCI",
+    "dci_fast_disentanglement": "DCI, fast",
+    "sap": "SAP",
+    "udr": "UDR",
+    "recon": "recon, nats",
+    "kl": "KL, nats",
+}
+SHORT = ("beta_vae_paper", "factor_vae", "mig", "dci_disentanglement")  # of the table "scores"
+GEOMETRY = ["twoD_affine"]  # its decoder is given position, size and angle
+UNITS = {"beta_vae_paper": (100, 1), "recon": (1, 1), "kl": (1, 1), "minutes": (1, 1)}
+FIGURE6_UNIT = "accuracy on held-out points, % (4 factors: chance is 25 %)"
+FIGURE6 = {  # baseline or configuration -> row; accuracy and its spread in % in the paper
+    "true_factors": ("ground truth", 100.0, math.nan),
+    "raw_pixels": ("raw pixels", 45.75, 0.8),
+    "pca": ("PCA", 84.9, 0.4),
+    "ica": ("ICA", 42.03, 10.6),
+    "untrained_vae": ("untrained VAE", 44.14, 2.5),
+    "twoD_infogan": ("InfoGAN", 73.5, 0.9),
+    "twoD_infogan_sn": ("InfoGAN, spectral norm", math.nan, math.nan),
+    "twoD_infogan_broadcast": ("InfoGAN, broadcast", math.nan, math.nan),
+    "twoD_infogan_cr": ("InfoGAN-CR", math.nan, math.nan),
+    "twoD_vae": ("VAE", 61.58, 0.5),
+    "twoD": ("beta-VAE", 99.23, 0.1),
+}
+
+
+def write(
+    out: Path,
+    title: str,
+    frame: pd.DataFrame,
+    logs: dict[str, list[pd.DataFrame]],
+    folders: list[Path],
+    study: dict[str, Any],
+) -> None:
+    """Write results.csv, results.md, charts and report.html, and the tables in documents.
+
+    Args:
+        frame: the rows of results.csv.
+        logs: configuration -> the log of each of its runs.
+        folders: the run folder of each row.
+        study: with its `baseline`, `documents` and `shown`.
+    """
+    files.write(out / "results.csv", frame.to_csv(index=False))
+    tables, charts = study_tables(frame, study["baseline"]), study_charts(frame, logs, title)
+    if FIGURE6.keys() & set(frame["config"]):
+        tables["figure6"], rows = figure6(pd.concat([read_baselines(), frame]))
+        charts["figure6.png"] = bars(rows, title=tables["figure6"].title, unit=FIGURE6_UNIT)
+    for name, picture in charts.items():
+        files.write(out / name, picture)
+
+    # Tables in Markdown: a file of their own, and between markers in documents.
+    lines = [f"# {title}\n"]
+    for table in tables.values():
+        lines.append(f"## {table.title}\n\n{table.note}\n\n{results.markdown(table)}")
+    files.write(out / "results.md", "\n".join(lines))
+    for pattern in study["documents"]:
+        for path in sorted(glob.glob(pattern)):
+            results.write_tables(Path(path), tables | short_tables(frame, study["shown"]))
+
+    # The page: the same, and a row for each run.
+    page = study_page(
+        title=title,
+        note=f"{len(frame)} runs of {frame['config'].nunique()} configurations.",
+        tables=list(tables.values()),
+        pictures=charts,
+        commands=[provenance()["command"]],
+        provenance=every_run(frame, [os.path.relpath(f / "report.html", out) for f in folders]),
+    )
+    files.write(out / "report.html", page)
+
+
+def compare(folders: list[Path]) -> list[float]:
+    """Load every model: write the page of each run, and return the UDR of each, or nan."""
+    scores, groups = [math.nan] * len(folders), defaultdict(dict)
+    for index, folder in enumerate(folders):
+        try:
+            run = runs.load(folder)
+            codes = runs.encode(run.model, run.data, results.udr_rows(len(run.data)))
+            groups[run.values["name"]][index] = codes
+            files.write(folder / "report.html", page_of_run(run))
+        except (ValueError, OSError) as error:
+            print(f"no UDR and no page: {error}")
+    for name, codes in groups.items():
+        try:
+            udr = results.udr_scores(list(codes.values())) if len(codes) > 1 else [math.nan]
+            for index, score in zip(codes, udr, strict=True):
+                scores[index] = score
+        except ValueError as error:
+            print(f"{name} has no UDR: {error}")
+    return scores
+
+
+def page_of_run(run: runs.Run) -> bytes:
+    """The page of a run with a slider for each latent, from its model and its folder."""
+    images = run.data.batch(run.data.random_index(runs.PICTURE_IMAGES, seed=0))
+    references = list(run.data.reference_images().items())[:2]  # more sliders take too much room
+    record, rows = read_record(run.path), []
+    for key, entry in results.read_scores(run.path)["scores"].items():
+        parts = [f"{name} {text(value)}" for name, value in entry.get("per_factor", {}).items()]
+        rows.append([key, text(entry["score"]), entry.get("reason", ", ".join(parts))])
+    facts = []
+    for start in record["starts"]:
+        hardware = start.get("hardware", {})
+        facts += [
+            [key, str(value)] for key, value in (start | hardware).items() if key != "hardware"
+        ]
+    return run_page(
+        run.model,
+        dict(references),
+        measure(run.model, images),
+        factor_names=runs.factor_names(run.model, run.data),
+        pictures={path.stem: path.read_bytes() for path in sorted(run.path.glob("*.[pg][ni][gf]"))},
+        title=run.label,
+        note=f"{run.images_seen:,} images of {run.data.name} seen in {run.step:,} steps.",
+        scores=Table("Scores", "", ["score", "value", "by factor"], rows),
+        facts=Table("Starts of the training", "", ["fact", "value"], facts),
+        commands=[start["command"] for start in record["starts"][:1]],
+        configuration=config.to_yaml(run.values),
+    )
+
+
+def study_charts(
+    frame: pd.DataFrame, logs: dict[str, list[pd.DataFrame]], title: str
+) -> dict[str, bytes]:
+    """The charts of a study: file name -> PNG."""
+    labels = {key: label(key) for key in present(frame) if key not in results.FACTS}
+    charts = {"scores.png": score_dots(frame, labels, title=f"{title}: scores of every seed")}
+    if len(labels) > 1 and len(frame) > 2:
+        name = f"{title}: which metrics rank the runs alike"
+        charts["correlation.png"] = rank_correlation(frame, labels, title=name)
+    return charts | {"curves.png": training_curves(logs, title=f"{title}: training")}
+
+
+def study_tables(frame: pd.DataFrame, baseline: str | None = None) -> dict[str, Table]:
+    """The tables by name: all, metrics and, with a baseline, significance."""
+    keys, names = present(frame), list(frame["config"].unique())
+    main = [key for key in keys if key in MAIN]
+    others = [key for key in keys if key not in MAIN]
+    cells = _cells(frame, keys)
+    rows = [[_header(key), *(cells[name, key] for name in names)] for key in others]
+    note = "Mean ± standard deviation (ddof 1) over the seeds of each configuration."
+    tables = {"all": _by_configuration(frame, cells, main)}
+    tables["metrics"] = Table("Other metrics", note, ["metric", *names], rows)
+    if baseline:
+        scores = [key for key in main if key not in results.FACTS]
+        tables["significance"] = _significance(frame, baseline, scores)
+    return tables
+
+
+def short_tables(frame: pd.DataFrame, names: dict[str, str] | None = None) -> dict[str, Table]:
+    """Tables for documents: scores, with the best means in bold, and paper.
+
+    Args:
+        names: configuration -> name of its row in scores, in this order; by default all.
+    """
+    names = names or {name: name for name in frame["config"].unique()}
+    shown = frame[frame["config"].isin(names)].sort_values(
+        "config", key=lambda configs: configs.map(list(names).index), kind="stable"
+    )
+    keys = [key for key in SHORT if key in present(frame)]
+    cells = _cells(shown, keys)
+    means = shown.groupby("config")[keys].mean().drop(GEOMETRY, errors="ignore")
+    for key in keys:
+        if means[key].notna().any():
+            best = means[key].idxmax()
+            cells[best, key] = f"**{cells[best, key]}**"
+    scores = _by_configuration(shown, cells, keys)
+    scores = scores._replace(rows=[[names[row[0]], *row[1:]] for row in scores.rows])
+    in_paper = frame[[FIGURE6.get(name, ("", math.nan))[1] > 0 for name in frame["config"]]]
+    return {"scores": scores, "paper": figure6(in_paper)[0]}
+
+
+def _by_configuration(frame: pd.DataFrame, cells: dict, keys: Sequence[str]) -> Table:
+    """A row a configuration, a column a score."""
+    rows = []
+    for name, group in frame.groupby("config", sort=False):
+        images = " / ".join(f"{n:,}" for n in group["images_seen"].unique())
+        rows.append([name, str(len(group)), images, *(cells[name, key] for key in keys)])
+    note = "Mean ± standard deviation (ddof 1) over n seeds. DCI is its disentanglement."
+    return Table("Scores", note, ["configuration", "n", "images seen", *map(_header, keys)], rows)
+
+
+def present(frame: pd.DataFrame) -> list[str]:
+    """The scores and facts that a run of the frame has; those of the main table are first."""
+    keys = dict.fromkeys([*MAIN, *SCORES, "minutes"])
+    return [key for key in keys if key in frame and frame[key].notna().any()]
+
+
+def label(key: str) -> str:
+    """The name of a score or fact; it says so if lower is better."""
+    return results.heading(key, MAIN.get(key, key.replace("_", " ")))
+
+
+def _header(key: str) -> str:
+    return label(key) + ", %" * (UNITS.get(key, (1, 3))[0] == 100)
+
+
+def cell(key: str, mean: float, std: float = math.nan) -> str:
+    """`text` of a column of results.csv, in the unit of its label."""
+    factor, digits = UNITS.get(key, (1, 3))
+    return text(factor * mean, factor * std, digits)
+
+
+def _cells(frame: pd.DataFrame, keys: Sequence[str]) -> dict[tuple[str, str], str]:
+    """(config, column) -> mean ± standard deviation, with n where some runs lack the score."""
+    sizes, cells = frame.groupby("config").size(), {}
+    for (name, key), (mean, std, n) in results.summary(frame, keys).iterrows():
+        few = "" if n in (0, sizes[name]) else f" (n = {n:.0f})"
+        cells[name, key] = cell(key, mean, std) + few
+    return cells
+
+
+def _significance(frame: pd.DataFrame, baseline: str, keys: Sequence[str]) -> Table:
+    """Which configurations differ from the baseline."""
+    tests = results.against_baseline(frame, baseline, keys)
+    cells = {(r.config, r.column): f"{text(r.p)}; {text(r.p_holm)}" for r in tests.itertuples()}
+    names = [name for name in frame["config"].unique() if name in set(tests["config"])]
+    rows = [[name, *(cells.get((name, key), "-") for key in keys)] for name in names]
+    note = (
+        f"Each configuration against {baseline}: p of a two-sided Mann-Whitney U test of the pair "
+        "(with five runs a side not below 0.008); then the same after Holm's correction over the "
+        "configurations. Configurations with fewer than three runs are left out."
+    )
+    header = ["configuration", *map(label, keys)]
+    return Table(f"Differences from {baseline}", note, header, rows)
+
+
+def every_run(frame: pd.DataFrame, links: list[str]) -> Table:
+    """A row for each run that leads to its page."""
+    keys = [key for key in present(frame) if key in MAIN or key == "minutes"]
+    rows = []
+    for _, row in frame.iterrows():
+        cells = [cell(key, row[key]) for key in keys]
+        rows.append([row["config"], str(row["seed"]), *cells, str(row["commit"])])
+    note = "The first column leads to the page of a run. A commit with + had changed files."
+    header = ["configuration", "seed", *map(_header, keys), "commit"]
+    return Table("Every run", note, header, rows, links)
+
+
+def read_baselines() -> pd.DataFrame:
+    """Rows (config, seed, scores) of representations without training; new ones replace published.
+
+    The published file holds {"scores": {row of Figure 6: {score: [one a seed]}}}.
+    """
+    rows = {}
+    published = json.loads(PUBLISHED.read_text())["scores"] if PUBLISHED.exists() else {}
+    for name, (row, *_) in FIGURE6.items():
+        for key, scores in published.get(row, {}).items():
+            for seed, score in enumerate(scores):
+                rows.setdefault((name, seed), {"config": name, "seed": seed})[key] = score
+        for path in BASELINES.glob(f"{name}/seed*"):
+            seed, scores = int(path.name.removeprefix("seed")), results.read_scores(path)["scores"]
+            rows[name, seed] = {"config": name, "seed": seed}
+            rows[name, seed] |= {key: entry["score"] for key, entry in scores.items()}
+    return pd.DataFrame(rows.values())
+
+
+def figure6(frame: pd.DataFrame) -> tuple[Table, dict[str, tuple[float, ...]]]:
+    """The beta-VAE paper's metric beside the numbers of its Figure 6: a table, and rows of `bars`.
+
+    Args:
+        frame: rows of baselines and of trained runs; those that FIGURE6 names are used.
+    """
+    scores = frame.reindex(columns=["config", "beta_vae_paper"]).dropna()
+    ours = results.summary(scores, ["beta_vae_paper"]).droplevel("column")
+    rows, chart = [], {}
+    for name, (row, paper, spread) in FIGURE6.items():
+        if name in ours.index:
+            mean, std, n = ours.loc[name] * [100, 100, 1]
+            chart[row] = mean, std, paper, spread
+            published = f"{paper:g} ± {spread:g}".replace(" ± nan", "").replace("nan", "-")
+            rows.append([row, text(mean, std, 1), published, f"{n:.0f}"])
+    note = "Accuracy, mean ± standard deviation (ddof 1) over n seeds, beside the paper's numbers."
+    header = ["representation", "ours, %", "paper, %", "n"]
+    return Table(
+        "Disentanglement metric of the beta-VAE paper, Figure 6", note, header, rows
+    ), chart

@@ -1,0 +1,187 @@
+"""Scores of runs: one row a run, means and standard deviations, and their text."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import PermutationMethod, mannwhitneyu
+
+import files
+from figures.page import Table
+from metrics import LOWER_IS_BETTER, SCORES, udr
+from models.vae import gaussian_kl
+from training.folder import read_record
+from training.log import read_log
+
+FACTS = ["recon", "kl", "images_seen", "minutes", "commit"]  # last columns of results.csv
+MOST_COLUMNS = 6  # models; a table of more has a row for each
+SMALLEST_GROUP = 3  # runs; with fewer a rank test cannot tell two configurations apart
+ALL_SPLITS = 20_000  # a rank test counts every way to split two groups, up to this number
+
+
+def read_scores(folder: Path) -> dict[str, Any]:
+    """The content of metrics.json; {"scores": {}} if there is none. ValueError if it is damaged."""
+    path = folder / "metrics.json"
+    if not path.exists():
+        return {"scores": {}}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for entry in content["scores"].values():
+            float(entry["score"] or 0)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged; delete it and run evaluate.py again") from error
+    return content
+
+
+def read_run(folder: Path, values: dict[str, Any], step: int) -> dict[str, Any]:
+    """The row of a run in results.csv, from its files and its configuration.
+
+    Args:
+        step: the step of its checkpoint.
+
+    Raises:
+        ValueError: the run has no scores of that step, or a file is damaged.
+    """
+    content, record = read_scores(folder), read_record(folder)
+    if not content["scores"] or content.get("step") != step:
+        command = f"python evaluate.py --metrics all --checkpoint {folder}"
+        raise ValueError(f"{folder} has no scores of step {step:,}; for them: {command}")
+    last = read_log(folder / "log.csv").iloc[-1]
+    row = {"config": values["name"], "seed": values["seed"]}
+    row |= {key: entry["score"] for key, entry in content["scores"].items()}
+    row |= {"recon": last.get("recon"), "kl": last.get("kl")}
+    row["images_seen"] = step * values["train"]["batch_size"]
+    row["minutes"] = record.get("train_seconds", math.nan) / 60
+    row["commit"] = record["starts"][-1].get("commit") if record["starts"] else None
+    return row
+
+
+def as_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The rows of several runs, with the columns of results.csv in their order."""
+    keys = [key for key in SCORES if any(key in row for row in rows)]
+    frame = pd.DataFrame(rows, columns=["config", "seed", *keys, "udr", *FACTS])
+    return frame.astype(dict.fromkeys([*keys, "udr", "recon", "kl", "minutes"], float))
+
+
+def udr_rows(total: int, images: int = 10_000) -> np.ndarray:
+    """The fixed random images on which runs are compared for UDR: (n,)."""
+    return np.random.default_rng(0).choice(total, size=min(images, total), replace=False)
+
+
+def udr_scores(runs: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarray:
+    """UDR of each of several runs, from codes and log-variances (n, D) of the same images."""
+    codes, kl = [codes for codes, _ in runs], None
+    if all(logvar is not None for _, logvar in runs):
+        kl = [latent_kl(*run) for run in runs]
+    result = udr(codes, np.random.default_rng(0), kl=kl, num_samples=len(codes[0]))
+    return np.array(result.detail["scores"])
+
+
+def latent_kl(codes: np.ndarray, logvar: np.ndarray) -> np.ndarray:
+    """KL of every latent to the prior N(0, 1) in nats, mean over the rows: (D,)."""
+    mu, logvar = (torch.from_numpy(np.asarray(array, np.float64)) for array in (codes, logvar))
+    return gaussian_kl(mu, logvar).mean(0).numpy()
+
+
+def summary(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Mean, standard deviation (ddof 1) and number of runs: a row per (config, column)."""
+    long = frame.melt("config", list(columns), var_name="column")
+    grouped = long.groupby(["config", "column"], sort=False)["value"]
+    return grouped.agg(mean="mean", std="std", n="count")
+
+
+def against_baseline(frame: pd.DataFrame, baseline: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Which configurations differ from a baseline, by two-sided Mann-Whitney U tests.
+
+    Returns:
+        Rows (config, column, p, p_holm). p is exact for few runs, also with ties; p_holm is
+        corrected over all configurations of a column (Holm 1979).
+    """
+    rows = []
+    for column in columns:
+        groups = {name: runs.dropna() for name, runs in frame.groupby("config", sort=False)[column]}
+        groups = {name: runs for name, runs in groups.items() if len(runs) >= SMALLEST_GROUP}
+        reference, p = groups.pop(baseline, None), {}
+        for name, runs in groups.items() if reference is not None else ():
+            splits = math.comb(len(runs) + len(reference), len(runs))
+            method = PermutationMethod(n_resamples=ALL_SPLITS) if splits <= ALL_SPLITS else "auto"
+            p[name] = float(mannwhitneyu(runs, reference, method=method).pvalue)
+        corrected = 0.0
+        for rank, name in enumerate(sorted(p, key=p.get)):
+            corrected = max(corrected, min(1.0, (len(p) - rank) * p[name]))
+            rows.append((name, column, p[name], corrected))
+    return pd.DataFrame(rows, columns=["config", "column", "p", "p_holm"])
+
+
+def text(mean: float | None, std: float | None = None, digits: int = 3) -> str:
+    """A number as text, such as "0.815 ± 0.006"; "-" for a missing one."""
+    if mean is None or math.isnan(mean):
+        return "-"
+    spread = "" if std is None or math.isnan(std) else f" ± {std:.{digits}f}"
+    return f"{mean:z.{digits}f}{spread}"
+
+
+def heading(key: str, name: str | None = None) -> str:
+    """The name of a score in a table; it says so if lower is better."""
+    return (name or key) + " (lower is better)" * (key in LOWER_IS_BETTER)
+
+
+def score_table(scores: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Scores of several models as text: a line a metric, a column a model, then remarks.
+
+    Args:
+        scores: label of the model -> score -> entry as in metrics.json.
+    """
+    keys = list(dict.fromkeys(key for entries in scores.values() for key in entries))
+    columns, remarks = {}, {}
+    for label, entries in scores.items():
+        columns[label] = [text(entries.get(key, {}).get("score"), digits=4) for key in keys]
+        for key, entry in entries.items():
+            lines = [f"{key}: {entry[kind]}" for kind in ("reason", "note") if kind in entry]
+            if constant := entry.get("constant_factors"):
+                lines.append(f"factors with one value are not scored: {', '.join(constant)}")
+            for line in lines:
+                remarks.setdefault(line, []).append(label)
+    table = pd.DataFrame(columns, index=[heading(key) for key in keys])
+    lines = [(table if len(columns) <= MOST_COLUMNS else table.T).to_string()]
+    for line, labels in remarks.items():
+        models = dict.fromkeys(labels)
+        lines.append(line if len(models) == len(scores) else f"{', '.join(models)}: {line}")
+    return "\n".join(lines)
+
+
+def markdown(table: Table) -> str:
+    """A table in Markdown, without its title."""
+    lines = ["| " + " | ".join(cells) + " |\n" for cells in [table.header, *table.rows]]
+    return "".join([lines[0], "|---" * len(table.header) + "|\n", *lines[1:]])
+
+
+def write_tables(path: Path, tables: dict[str, Table]) -> None:
+    """Replace the tables between markers in a document by those of the same name."""
+    old = new = path.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        new = replace_between_markers(new, name, markdown(table))
+    if new != old:
+        files.write(path, new)
+
+
+def replace_between_markers(document: str, name: str, table: str) -> str:
+    """`document` with the table between `<!-- table: NAME -->` and `<!-- end -->` replaced.
+
+    Raises:
+        ValueError: the end marker is missing.
+    """
+    start = f"<!-- table: {name} -->"
+    before, marker, rest = document.partition(start)
+    if not marker:
+        return document
+    inside, end, after = rest.partition("<!-- end -->")
+    if not end or "<!-- table:" in inside:
+        raise ValueError(f"the marker '{start}' has no '<!-- end -->' behind it")
+    after = replace_between_markers(after, name, table)  # a table may occur twice
+    return f"{before}{start}\n\n{table}\n{end}{after}"

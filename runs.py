@@ -1,0 +1,274 @@
+"""A run: its configuration, its folder, and its data and model ready for use."""
+
+import functools
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from torch import nn
+from tqdm import tqdm
+
+import config
+from data import DATASETS, ImageData, load_dataset
+from figures.charts import best_factors
+from figures.latents import fixed_noise, measure, reconstructions, samples, traversal
+from figures.motion import traversal_gif
+from metrics import Samples, as_samples, score_all
+from models import MODELS, build_model, needs_objective
+from models.fast import accelerate, keep_freed_memory
+from models.objectives import OBJECTIVES
+from training.checkpoint import NonFiniteError, load_checkpoint, restore
+from training.device import choose_device, choose_precision, out_of_memory
+from training.processes import PeerError
+
+ENCODE_BATCH = 1024
+PICTURE_IMAGES = 2048  # images on which the information of each latent is measured
+RANDOM_SEED = 20170425  # of the samples in random.png
+SAMPLE_IMAGES = 10_000  # images that are scored during training
+QUICK_SETTINGS = {  # fewer votes and points than published scores have: a tenth of their time
+    "factor_vae": {"num_train": 2000, "num_test": 1000},
+    "beta_vae_paper": {"num_train": 1000, "num_test": 1000, "classifier_seeds": 1},
+}
+
+
+@dataclass
+class Run:
+    """A model with its data; `path` is the folder of the run or a file of published weights."""
+
+    path: Path
+    values: dict[str, Any]  # the configuration
+    step: int
+    sha256: str  # of the checkpoint file
+    data: ImageData
+    model: nn.Module
+
+    @property
+    def label(self) -> str:
+        """Name and seed, and the step if the training is not complete."""
+        label, steps = "{name}, seed {seed}".format(**self.values), self.values["train"]["steps"]
+        return label if self.step >= steps else f"{label} (step {self.step:,} of {steps:,})"
+
+    @property
+    def images_seen(self) -> int:
+        """Number of images in all batches so far."""
+        return self.step * self.values["train"]["batch_size"]
+
+
+@functools.cache
+def schema() -> type[BaseModel]:
+    """The schema of a configuration, made from all data sets, models and objectives."""
+    return config.make_schema(DATASETS, MODELS, OBJECTIVES)
+
+
+def resolve(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+    """The complete configuration of a YAML file with overrides. Raises config.ConfigError."""
+    values = config.apply_overrides(config.read_yaml(path), list(overrides))
+    values = config.validate(schema(), values)
+    name, has_objective = values["model"]["name"], values["objective"] is not None
+    if needs_objective(name) and not has_objective:
+        raise config.ConfigError(f"objective: missing; allowed: {', '.join(OBJECTIVES)}")
+    if has_objective and not needs_objective(name):
+        raise config.ConfigError(f"objective: not allowed, as '{name}' has its own loss")
+    return values
+
+
+def folder_of(values: dict[str, Any], root: Path) -> Path:
+    """The folder of the run with this configuration."""
+    return root / values["name"] / f"seed{values['seed']}"
+
+
+def identity(values: dict[str, Any]) -> dict[str, Any]:
+    """What determines the weights of a run at a step, as "section.key" -> value.
+
+    Of the section `train` that is the batch size alone. The path of the data does not count, as
+    the checkpoint holds a checksum of the images.
+    """
+    flat = {"seed": values["seed"], "train.batch_size": values["train"]["batch_size"]}
+    for section in ("dataset", "model", "objective"):
+        for key, value in (values[section] or {}).items():
+            flat[f"{section}.{key}"] = value
+    flat.pop("dataset.path", None)
+    return flat
+
+
+def saved_state(folder: Path) -> dict[str, Any] | None:
+    """The checkpoint of a run folder with its configuration validated; None if there is none."""
+    if not (folder / "checkpoint.pt").exists():
+        return None
+    state, _ = load_checkpoint(folder)
+    state["config"] = validated(state, folder)
+    return state
+
+
+def validated(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The configuration in a checkpoint, completed with the defaults of newer keys."""
+    try:
+        return config.validate(schema(), state["config"])
+    except config.ConfigError as error:
+        raise config.ConfigError(f"{path}: {error}") from error
+
+
+def refuse_other_run(state: dict[str, Any], values: dict[str, Any], folder: Path) -> None:
+    """Raise ValueError if the checkpoint in a folder is of another run than `values` describe."""
+    old, new = identity(state["config"]), identity(values)
+    keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    if keys:
+        changes = "; ".join(f"{key}: {old.get(key)} there, {new.get(key)} here" for key in keys)
+        raise ValueError(
+            f"{folder} holds another run ({changes}); "
+            "choose another name (name=...) or seed (seed=...), or delete that folder"
+        )
+
+
+def refuse_other_data(state: dict[str, Any], data: ImageData, folder: Path) -> None:
+    """Raise ValueError if a checkpoint was trained on other images than `data` holds."""
+    if state.get("data", data.fingerprint) != data.fingerprint:
+        raise ValueError(f"{folder} was trained on other images or factors than this data set has")
+
+
+def build(values: dict[str, Any], device: torch.device) -> tuple[ImageData, nn.Module]:
+    """The data set, and the model with the initial weights of its seed, on a device."""
+    keep_freed_memory()
+    data = _load_data(json.dumps(values["dataset"]), device)
+    if values["train"]["score_every"] and data.grid is None:
+        raise ValueError("train.score_every: the data set has no factors to score; allowed: 0")
+    torch.manual_seed(values["seed"])
+    model = build_model(data.image_shape, values["model"], values["objective"], len(data))
+    model = accelerate(model).to(device, memory_format=torch.channels_last)
+    model.dtype = choose_precision(values["train"]["precision"], device)
+    return data, model
+
+
+@functools.lru_cache(maxsize=1)
+def _load_data(section: str, device: torch.device) -> ImageData:
+    """The data set of a configuration's section; one stays loaded for the next run that uses it."""
+    return load_dataset(**json.loads(section)).to(device)
+
+
+def load(path: Path, device: str = "auto", overrides: list[str] | tuple[str, ...] = ()) -> Run:
+    """Load a trained model from a run folder or a file of weights, in eval mode.
+
+    Args:
+        overrides: `dataset.path=...` if the data set has moved since the training.
+
+    Raises:
+        ValueError: the file is no checkpoint, or does not fit the data set or the networks.
+    """
+    state, sha256 = load_checkpoint(path)
+    state["config"] = config.apply_overrides(state["config"], list(overrides))
+    values = validated(state, path)
+    data, model = build(values, choose_device(device))
+    refuse_other_data(state, data, path)
+    restore(model, state, path, optimizers=False)
+    return Run(path, values, state["step"], sha256, data, model.eval())
+
+
+@torch.inference_mode()
+def encode(
+    model: nn.Module, data: ImageData, rows: np.ndarray | None = None, label: str = ""
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Encode all images, or those of `rows` (n,), with a model in eval mode.
+
+    Returns:
+        Codes (n, D) float32, and the log-variances of the posterior, None for a model without one.
+    """
+    rows = torch.arange(len(data)) if rows is None else torch.as_tensor(rows)
+    codes, logvars = [], []
+    with progress_bar(len(rows), f"encode {label}", disable=not label) as bar:
+        for index in rows.split(ENCODE_BATCH):
+            x = data.batch(index, model.dtype)
+            if hasattr(model, "posterior"):
+                mu, logvar = model.posterior(x)
+                logvars.append(logvar.float().cpu())
+            else:
+                mu = model.encode(x)
+            codes.append(mu.float().cpu())
+            bar.update(len(index))
+    return torch.cat(codes).numpy(), torch.cat(logvars).numpy() if logvars else None
+
+
+def sample_codes(model: nn.Module, data: ImageData) -> Samples:
+    """Codes and factors of 10,000 fixed random images (model in eval mode)."""
+    rows = data.random_index(min(SAMPLE_IMAGES, len(data)), seed=1).numpy()
+    return as_samples(encode(model, data, rows)[0], data.grid.factors(rows), data.grid.names)
+
+
+def quick_scores(model: nn.Module, data: ImageData) -> dict[str, float]:
+    """FactorVAE score, MIG and the beta-VAE paper's metric of `sample_codes`."""
+    names = ["beta_vae_paper", "factor_vae", "mig"]
+    options = {"settings": QUICK_SETTINGS, "scale_samples": True}
+    scores = score_all(sample_codes(model, data), names, **options)
+    return {key: np.nan if entry["score"] is None else entry["score"] for key, entry in scores}
+
+
+def factor_names(model: nn.Module, data: ImageData) -> list[str] | None:
+    """For each latent the factor it shares most information with; None without factors."""
+    if data.grid is None:
+        return None
+    ((_, entry),) = score_all(sample_codes(model, data), ["mig"], scale_samples=True)
+    matrix = entry.get("matrix")  # not there if a factor has one value only
+    return matrix and best_factors(np.array(matrix["values"]), matrix["factors"])
+
+
+def progress_bar(total: int, label: str, unit: str = " images", **options: Any) -> tqdm:
+    """A progress bar that writes at most one line in 30 s where the output is no terminal."""
+    return tqdm(
+        total=total,
+        desc=label,
+        unit=unit,
+        unit_scale=unit == " images",
+        dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+        **options,
+    )
+
+
+def exit_code(door: str, work: Callable[[], int]) -> int:
+    """Do the work of a command; its errors become one sentence on stderr.
+
+    Returns:
+        What `work` returns; 2 for bad input and files that cannot be read or written, 1 for a
+        failed run, 128 + the signal if it was stopped.
+    """
+    try:
+        return work()
+    except BrokenPipeError:  # the reader of our output (| tee) has ended
+        for stream in (sys.stdout, sys.stderr):  # else the flush at exit fails too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        message, code = "stopped; the same command continues", 128 + signal.SIGINT
+    except (ValueError, OSError) as error:
+        message, code = str(error), 2
+    except (NonFiniteError, PeerError) as error:
+        message, code = str(error), 1
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        message, code = "out of memory; a smaller train.batch_size or model needs less", 1
+    rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+    print(f"{door}: {rank}{message}", file=sys.stderr, flush=True)
+    return code
+
+
+@torch.inference_mode()
+def draw(model: nn.Module, data: ImageData, title: str) -> dict[str, bytes]:
+    """The pictures of a trained model in eval mode: file name -> content."""
+    images = data.batch(data.random_index(PICTURE_IMAGES, seed=0))
+    nats, names = measure(model, images), factor_names(model, data)
+    references = data.reference_images()
+    fixed = references | {"fixed noise": fixed_noise(model, 1)[0]}
+    return {
+        "fixed.png": traversal(model, fixed, nats, title=title, factor_names=names),
+        "random.png": samples(model, nats, seed=RANDOM_SEED, title=title),
+        "recon.png": reconstructions(model, images[:20], title=title),
+        "traversal.gif": traversal_gif(model, references, nats, factor_names=names),
+    }
