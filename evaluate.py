@@ -84,6 +84,8 @@ def evaluate(options: argparse.Namespace) -> int:
     options.settings = metric_settings(options.config, of_metrics)
     if options.seed < 0:
         raise ValueError(f"--seed: {options.seed} is not allowed; allowed: 0 or more")
+    if options.encode and not options.write_codes:
+        raise ValueError("--encode needs --write-codes")
     if options.write_codes:
         return write_codes(options, of_data)
     if options.codes:
@@ -161,6 +163,8 @@ def score(
             scores = {key: scores[key] for key in SCORES if key in scores}
             if folder:
                 files.write(folder / "metrics.json", as_json(facts | {"scores": scores}))
+            else:
+                bar.write(f"{key}: {results.text(entry['score'], digits=4)}")
             bar.set_description(f"score {key}")
             bar.update(SCORES[key] not in present)
             present.add(SCORES[key])
@@ -175,22 +179,28 @@ def valid_scores(
     Raises:
         ValueError: scores with other settings or options would be lost.
     """
-    before, valid = results.read_scores(folder), {}
+    before, valid, changes = results.read_scores(folder), {}, []
     if any(before.get(key) != facts[key] for key in ("checkpoint_sha256", "data")):
         return {}
-    is_other = before.get("options", {}) != facts["options"]
+    if before.get("options", {}) != facts["options"]:
+        changes.append("other options")
     for key, entry in before["scores"].items():
         name = SCORES.get(key)
-        if name is None or entry["version"] != VERSIONS[name] or entry["score"] is None:
+        if name is None or entry.get("version") != VERSIONS[name] or entry["score"] is None:
             continue
+        if name in options.metrics and options.samples == "auto":
+            continue  # its settings depend on the number of rows: it is computed again
         if name in options.metrics:
-            settings = complete_settings(name, options.settings.get(name, {}))
-            is_other |= entry["seed"] != options.seed
-            is_other |= options.samples == "fixed" and entry["settings"] != settings
+            asked = complete_settings(name, options.settings.get(name, {})) | {"seed": options.seed}
+            stored = entry.get("settings", {}) | {"seed": entry.get("seed")}
+            other = [key for key in asked if asked[key] != stored.get(key)]
+            changes += [f"{name}.{k}: {stored.get(k)} there, {asked[k]} here" for k in other]
         valid[key] = entry
-    if is_other:
-        path = folder / "metrics.json"
-        raise ValueError(f"{path} holds scores with other settings; choose another --out")
+    if changes and valid:
+        raise ValueError(
+            f"{folder / 'metrics.json'} holds scores with other settings ({changes[0]}); "
+            "choose another --out"
+        )
     return valid
 
 
@@ -205,8 +215,13 @@ def column_options(options: argparse.Namespace) -> dict[str, Any]:
     """How the columns of the factors are read, from the command line."""
     lists = {key: getattr(options, key).split(",") for key in ("continuous", "bins", "without")}
     columns = {key: [text for text in texts if text] for key, texts in lists.items()}
-    pairs = [f"bins.{text}" for text in columns["bins"]]
-    return columns | {"bins": config.apply_overrides({"bins": {}}, pairs)["bins"]}
+    bins = {}
+    for text in columns["bins"]:
+        name, _, number = text.partition("=")
+        if not number.isdecimal() or int(number) < 2 or name in columns["continuous"]:
+            raise ValueError(f"--bins: '{text}' is not allowed; allowed: NAME=N, N 2 or more")
+        bins[name] = int(number)
+    return columns | {"bins": bins}
 
 
 def encoded(run: runs.Run) -> tuple[np.ndarray, Any, None, np.ndarray | None]:

@@ -1,12 +1,13 @@
 """Write a file whole or not at all; the one module that every room may import."""
 
 import os
+import re
 import socket
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-PATTERN = ".*.tmp~"  # names of temporary files: .<name>.<host>.<pid>.<random>.tmp~
+TEMPORARY = re.compile(r"\..+\.([^.]+)\.(\d+)\.[0-9a-f]{8}\.tmp~")  # host and process of a writer
 
 
 def write(path: str | os.PathLike, content: bytes | str | Callable[[Path], object]) -> Path:
@@ -25,6 +26,7 @@ def write(path: str | os.PathLike, content: bytes | str | Callable[[Path], objec
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a file that can be written")
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(path.parent)
     owner = f"{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
     temporary = path.with_name(f".{path.name}.{owner}.tmp~")
     try:
@@ -44,10 +46,10 @@ def write(path: str | os.PathLike, content: bytes | str | Callable[[Path], objec
 
 
 def remove_stale(folder: str | os.PathLike) -> None:
-    """Remove temporary files in a folder whose writer, a process of this machine, has ended."""
-    for path in Path(folder).glob(PATTERN):
-        *_, host, pid, _, _ = path.name.split(".")
-        if host == _host() and not _is_running(int(pid)):
+    """Remove temporary files left in a folder by a process of this machine that has ended."""
+    for path in Path(folder).glob(".*.tmp~"):
+        match = TEMPORARY.fullmatch(path.name)
+        if match and match[1] == _host() and not _is_running(int(match[2])):
             path.unlink(missing_ok=True)
 
 

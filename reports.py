@@ -139,7 +139,11 @@ def page_of_run(run: runs.Run) -> bytes:
         dict(references),
         measure(run.model, images),
         factor_names=runs.factor_names(run.model, run.data),
-        pictures={path.stem: path.read_bytes() for path in sorted(run.path.glob("*.[pg][ni][gf]"))},
+        pictures={
+            path.stem: path.read_bytes()
+            for path in sorted(run.path.iterdir())
+            if path.suffix in (".png", ".gif")
+        },
         title=run.label,
         note=f"{run.images_seen:,} images of {run.data.name} seen in {run.step:,} steps.",
         scores=Table("Scores", "", ["score", "value", "by factor"], rows),
@@ -154,7 +158,10 @@ def study_charts(
 ) -> dict[str, bytes]:
     """The charts of a study: file name -> PNG."""
     labels = {key: label(key) for key in present(frame) if key not in results.FACTS}
-    charts = {"scores.png": score_dots(frame, labels, title=f"{title}: scores of every seed")}
+    charts = {}
+    if labels:
+        name = f"{title}: scores of every seed"
+        charts["scores.png"] = score_dots(frame, labels, title=name)
     if len(labels) > 1 and len(frame) > 2:
         name = f"{title}: which metrics rank the runs alike"
         charts["correlation.png"] = rank_correlation(frame, labels, title=name)

@@ -33,6 +33,7 @@ def read_scores(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         for entry in content["scores"].values():
             float(entry["score"] or 0)
+            entry.get("settings", {}).items()
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged; delete it and run evaluate.py again") from error
     return content

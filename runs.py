@@ -231,7 +231,7 @@ def progress_bar(total: int, label: str, unit: str = " images", **options: Any) 
     )
 
 
-def exit_code(door: str, work: Callable[[], int]) -> int:
+def exit_code(script: str, work: Callable[[], int]) -> int:
     """Do the work of a command; its errors become one sentence on stderr.
 
     Returns:
@@ -255,7 +255,8 @@ def exit_code(door: str, work: Callable[[], int]) -> int:
             raise
         message, code = "out of memory; a smaller train.batch_size or model needs less", 1
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
-    print(f"{door}: {rank}{message}", file=sys.stderr, flush=True)
+    for line in message.splitlines():
+        print(f"{script}: {rank}{line}", file=sys.stderr, flush=True)
     return code
 
 

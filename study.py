@@ -4,7 +4,7 @@ Every combination of values: python study.py run --config config/twoD.yaml objec
 Tables, charts and pages: python study.py report config/studies/twoD.yaml
 Complete runs to res/: python study.py publish config/studies/twoD.yaml
 
-Every run is a train.py of its own. The same command again resumes and skips complete runs.
+Every run is a separate train.py process. The same command again resumes and skips complete runs.
 """
 
 import argparse
@@ -73,7 +73,7 @@ class Member:
         return min(step, self.steps) * self.values["train"]["batch_size"]
 
     def look(self) -> "Member":
-        """Read how far it is, or why its folder cannot be used."""
+        """Read its step, or why its folder cannot be used."""
         try:
             state = runs.saved_state(self.folder)
             if state:
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    add = commands.add_parser("run", help="train what is not complete").add_argument
+    add = commands.add_parser("run", help="train all unfinished runs").add_argument
     add("words", nargs="*", metavar="STUDY.yaml [name=a,b seed=0-2] | key=a,b", help="what to run")
     add("--config", help="a configuration; key=a,b runs every combination of the values")
     add("--runs", type=Path, help="folder of all runs; default: runs/studies/<study>, or runs")
@@ -314,10 +314,15 @@ def copy(member: Member, copies: dict[str, Path], weights: Path, half: bool | No
         for key, weight in model.items():
             if weight.is_floating_point() and weight.ndim > 1:
                 model[key] = weight.half()
-    for file, target in copies.items():
-        files.write(target, (member.folder / file).read_bytes())
     facts = {key: state[key] for key in PUBLISHED if key in state}
-    save_checkpoint(weights, facts | {"model": model})  # last: it makes the folder a run
+    save_checkpoint(weights, facts | {"model": model})
+    for file, target in copies.items():
+        content = (member.folder / file).read_bytes()
+        if file == "metrics.json":  # the scores of the unrounded weights stand for the copy
+            scores = results.read_scores(member.folder)
+            scores["checkpoint_sha256"] = load_checkpoint(weights)[1]
+            content = json.dumps(scores, indent=1) + "\n"
+        files.write(target, content)
 
 
 if __name__ == "__main__":

@@ -61,9 +61,11 @@ def start(options: argparse.Namespace) -> int:
     state = runs.saved_state(folder)
     if state:
         runs.refuse_other_run(state, values, folder)
-        is_drawn = (folder / "training.gif").exists() or "optimizers" not in state  # published
+        is_drawn = (
+            folder / "training.gif"
+        ).exists() or "optimizers" not in state  # published weights
         if state["step"] >= values["train"]["steps"] and is_drawn:
-            print(f"This run is complete ({state['step']:,} steps). {next_command(folder)}")
+            print(f"This run is complete at step {state['step']:,}. {next_command(folder)}")
             return 0
     with contextlib.ExitStack() as stack:
         rank, processes = stack.enter_context(process_group(device))
@@ -84,7 +86,7 @@ def train(
     settings, seed, is_main = values["train"], values["seed"], rank == 0
     steps, size = settings["steps"], settings["batch_size"]
 
-    # Initial state: the weights of the seed, or the checkpoint of this very run.
+    # Initial state: the weights of the seed, or the checkpoint of this run.
     state = runs.saved_state(folder)
     if state:
         runs.refuse_other_run(state, values, folder)
@@ -94,19 +96,21 @@ def train(
         runs.refuse_other_data(state, data, folder)
         restore(model, state, folder, optimizers=True)
     synchronise(model)
-    first, seconds = (state["step"], state.get("seconds", 0.0)) if state else (0, 0.0)
+    first, seconds = (state["step"], state.get("seconds") or 0.0) if state else (0, 0.0)
     window = Window(device, state and state["window"])
     del state
 
     # The files of the run: configuration, record of this start, log, scores, frames.
-    sinks, scores = [], None
+    sinks, scores = [], []  # at most one file of scores
     if is_main:
         files.write(folder / "config.yaml", config.to_yaml(values))
         record = record_start(folder, first, model.dtype, device, processes)
+        if first < steps:
+            (folder / "training.gif").unlink(missing_ok=True)  # of a shorter run
         last_row = first - window.count  # the last step that is in the log for good
         sinks = open_sinks(folder, last_row, values) if first < steps else []
         if settings["score_every"]:
-            scores = CsvSink(folder / "scores.csv", first, complete=False)
+            scores = [CsvSink(folder / "scores.csv", first, complete=False)]
         for step, path in frames_in(folder / "frames"):
             if step > first:
                 path.unlink()  # drawn between the last checkpoint and a crash
@@ -117,7 +121,7 @@ def train(
         refuse_non_finite(step, window.mean(), model)
         if not is_main:
             return
-        for sink in sinks:
+        for sink in [*sinks, *scores]:
             sink.sync()  # no checkpoint is ahead of the log
         optimizers = {key: optimizer.state_dict() for key, optimizer in model.optimizers.items()}
         checkpoint = {"config": values, "image_shape": list(data.image_shape), "images": len(data)}
@@ -128,7 +132,7 @@ def train(
 
     model.train()
     with Interrupt() as interrupt, bar, contextlib.ExitStack() as stack:
-        for sink in [*sinks, *([scores] if scores else [])]:
+        for sink in [*sinks, *scores]:
             stack.callback(sink.close)
         for step in range(first, steps):
             # One step: its images and its noise depend on (seed, step, rank) only.
@@ -145,7 +149,7 @@ def train(
                 for sink in sinks:
                     sink.row(done, {"images": done * size} | means)
                 if done % settings["log_every"] == 0:
-                    window.reset()  # else the row is provisional: a longer run writes it again
+                    window.reset()  # else a longer run replaces this last, partial row
                 for warning in new_warnings(model, means, warned) if is_main else ():
                     bar.write(f"warning at step {done:,}: {warning}", file=sys.stderr)
                 shown = {name: f"{means[name]:.4g}" for name in SHOWN if name in means}
@@ -154,21 +158,21 @@ def train(
 
             # Every draw_every steps: a frame of training.gif; every score_every: a row of scores.
             is_frame = done % settings["draw_every"] == 0 or done == steps
-            is_scored = scores is not None and done % settings["score_every"] == 0
+            is_scored = scores and done % settings["score_every"] == 0
             if is_main and (is_frame or is_scored):
                 model.eval()
                 if is_frame:
                     files.write(folder / "frames" / f"{done:08d}.png", frame(model, noise))
                 if is_scored:
                     row = {"images": done * size, "minutes": (time.perf_counter() - began) / 60}
-                    scores.row(done, row | runs.quick_scores(model, data))
+                    scores[0].row(done, row | runs.quick_scores(model, data))
                 model.train()
 
             # Every save_every steps, at the end and when told to stop: the checkpoint.
-            if done % settings["save_every"] == 0 or done == steps or stop:
-                save("checkpoint.pt", done)
             if settings["keep_every"] and done % settings["keep_every"] == 0:
                 save(f"checkpoint_{done:08d}.pt", done)
+            if done % settings["save_every"] == 0 or done == steps or stop:
+                save("checkpoint.pt", done)
             try:
                 bar.update(size)
             except BrokenPipeError:  # Ctrl-C has ended the reader of our output (| tee)

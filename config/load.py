@@ -72,7 +72,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def _parse(text: str | bytes, source: object) -> Any:
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
@@ -90,7 +90,8 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
             raise ConfigError(f"'{override}' is not of the form section.key=value")
         section, key, text = match.groups()
         value = _parse(text, f"the value in '{override}'")
-        if isinstance(value, str) and text.lstrip()[0] not in "'\"":
+        is_text = isinstance(value, str) or override.startswith("name=")
+        if is_text and text.strip() and text.lstrip()[0] not in "'\"":
             value = text  # unquoted text is meant as it is typed; YAML would end it before " #"
         if section and not isinstance(values.get(section), dict):
             values[section] = {}
@@ -145,11 +146,22 @@ def _explain(schema: type[BaseModel], values: dict[str, Any], mistake: dict[str,
         keys = _keys(schema, section, table)
         close = difflib.get_close_matches(path[-1], keys, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"allowed: {', '.join(keys)}"
+        if not close and "name" in keys:  # the file may hold the keys of another choice
+            hint += f"; to choose another name, set the whole section: '{section}={{name: ...}}'"
         return f"unknown key '{key}'; {hint}"
     if kind == "missing":
         return f"key '{key}' is missing"
     if kind == "union_tag_not_found":
         return f"key '{key}.name' is missing"
+    allowed = mistake["msg"].replace("Input should be ", "allowed: ")
     if kind == "union_tag_invalid":
-        key, value = f"{key}.name", value["name"]
-    return f"{key}: {value!r} is not allowed; {mistake['msg']}"
+        key, value, tags = f"{key}.name", value["name"], mistake["ctx"]["expected_tags"]
+        close = difflib.get_close_matches(str(value), tags.replace("'", "").split(", "), n=1)
+        allowed = f"did you mean '{close[0]}'?" if close else f"allowed: {tags}"
+    if kind == "model_attributes_type":
+        allowed = f"allowed: a section, as in '{key}={{name: ...}}'"
+    if kind == "string_pattern_mismatch":
+        allowed = "allowed: letters, digits, _ . -"
+    if kind == "string_type":
+        allowed = f"allowed: text; a number as text needs quotes, as in '{key}=\"{value}\"'"
+    return f"{key}: {value!r} is not allowed; {allowed}"

@@ -40,7 +40,10 @@ class Study(Strict):
 
 def read_study(path: str) -> dict[str, Any]:
     """Return the study in a YAML file. Raises ConfigError."""
-    study = validate(Study, read_yaml(path))
+    values = read_yaml(path)
+    if "model" in values:
+        raise ConfigError(f"{path} is a configuration, not a study; use --config {path}")
+    study = validate(Study, values)
     study["runs"] = [validate(Entry, entry) for entry in study["runs"]]
     return study
 

@@ -1,6 +1,7 @@
 """A user's own pictures in one npz file."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,14 @@ def load_npz(cache_dir: Path, *, path: str) -> ImageData:
     file = Path(path).expanduser()
     if not zipfile.is_zipfile(file):
         raise ValueError(f"dataset.path: {file} does not exist or is no npz file")
-    with np.load(file) as arrays:
-        if "images" not in arrays or not set(arrays) <= set(KEYS):
-            raise ValueError(f"{file} holds {', '.join(arrays)}; allowed: {', '.join(KEYS)}")
-        images, sizes, factors, names = (arrays.get(key) for key in KEYS)
+    try:
+        with np.load(file) as arrays:
+            arrays = dict(arrays)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"dataset.path: {file} is damaged") from error
+    if "images" not in arrays or not set(arrays) <= set(KEYS):
+        raise ValueError(f"{file} holds {', '.join(arrays)}; allowed: {', '.join(KEYS)}")
+    images, sizes, factors, names = (arrays.get(key) for key in KEYS)
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):

@@ -112,7 +112,7 @@ def _score(name: str, samples: Samples, seed: int, settings: Mapping, scale: boo
     rng = np.random.default_rng([seed, zlib.crc32(name.encode()), 0])
     try:
         need(is_possible, f"{name} needs factors, and there are none")
-        # One thread for linear algebra: matrices are small, and sums depend on the number of them.
+        # One thread for linear algebra, because sums depend on the number of threads.
         with threadpool_limits(1):
             results = METRICS[name](samples, rng, **settings)
         results = results.values() if isinstance(results, dict) else [results]

@@ -19,7 +19,7 @@ def linear(start: float, end: float, step: int, steps: int) -> float:
 
 
 def log_linear(start: float, end: float, step: int, steps: int) -> float:
-    """The same, with a line in the logarithm of the value."""
+    """The value at a step of a line in the logarithm from start to end over `steps`; then end."""
     progress = min(step / steps, 1.0)
     return math.exp((1 - progress) * math.log(start) + progress * math.log(end))
 

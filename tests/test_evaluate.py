@@ -87,7 +87,7 @@ def test_a_score_is_kept_while_checkpoint_settings_and_version_are_the_same(
     assert len(computed) == 5
     before = (run / "metrics.json").read_bytes()
     assert call(*arguments, "--seed", 1) == 2
-    assert "holds scores with other settings; choose another --out" in capsys.readouterr().err
+    assert "(beta_vae_paper.seed: 0 there, 1 here); choose another --out" in capsys.readouterr().err
     assert (run / "metrics.json").read_bytes() == before
     assert call(*arguments, "--seed", 1, "--out", run / "other") == 0
 

@@ -58,8 +58,8 @@ def test_temporary_files_of_dead_processes_are_removed(tmp_path):
     )
     subprocess.run([sys.executable, "-c", script])
     assert len(list(tmp_path.iterdir())) == 1
-    other = tmp_path / ".x.another-host.1.abc.tmp~"
-    alive = tmp_path / f".x.{files._host()}.{os.getpid()}.abc.tmp~"
+    other = tmp_path / ".x.another-host.1.abcdef01.tmp~"
+    alive = tmp_path / f".x.{files._host()}.{os.getpid()}.abcdef01.tmp~"
     for path in (other, alive):
         path.touch()
     files.remove_stale(tmp_path)

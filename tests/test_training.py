@@ -498,5 +498,7 @@ def test_device_and_precision_are_chosen_or_refused(monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
     assert choose_precision("auto", cpu) is torch.float32
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match=r"device: 'cuda' is not available here; allowed: "):
+        with pytest.raises(
+            ValueError, match=r"train.device: 'cuda' is not available here; allowed: "
+        ):
             choose_device("cuda")

@@ -13,6 +13,11 @@ from torch import nn
 import files
 
 REQUIRED = {"config": dict, "image_shape": (list, tuple), "model": dict, "step": int}
+OPTIONAL = {  # what training needs and published weights lack
+    "optimizers": (dict, type(None)),
+    "window": (dict, type(None)),
+    "seconds": (float, int, type(None)),
+}
 OBJECTIVE = "objective."  # prefix of a VAE objective's own weights; no code depends on them
 
 
@@ -74,13 +79,15 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], str]:
             if archive.testzip():
                 raise zipfile.BadZipFile
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        for key, kind in REQUIRED.items():
-            if not isinstance(state[key], kind):
+        for key, kind in (REQUIRED | OPTIONAL).items():
+            if not isinstance(state[key] if key in REQUIRED else state.get(key), kind):
                 raise TypeError(key)
-        if not isinstance(state.get("optimizers", {}), dict):
-            raise TypeError("optimizers")
+        if state["step"] < 0 or ("optimizers" in state and "window" not in state):
+            raise ValueError("it is incomplete")
     except Exception as error:  # foreign or damaged bytes fail in a dozen ways
-        raise CheckpointError(f"{file} is damaged or not a checkpoint of this project") from error
+        raise CheckpointError(
+            f"{file} is damaged or not a checkpoint of this project; delete it to start again"
+        ) from error
     return state, hashlib.sha256(content).hexdigest()
 
 

@@ -17,7 +17,9 @@ def choose_device(name: str) -> torch.device:
     if torch.cuda.is_available():
         available.insert(1, "cuda")
     if name not in available:
-        raise ValueError(f"device: '{name}' is not available here; allowed: {', '.join(available)}")
+        raise ValueError(
+            f"train.device: '{name}' is not available here; allowed: {', '.join(available)}"
+        )
     return torch.device(available[1] if name == "auto" else name)
 
 

@@ -43,9 +43,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         return {"starts": []}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record["starts"], list):
-            raise TypeError("starts")
-    except (ValueError, LookupError, TypeError) as error:
+        for start in record["starts"]:
+            start.get("precision")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged; delete it to resume without it") from error
     return record
 

@@ -44,7 +44,7 @@ class Window:
 
 
 def new_warnings(model: nn.Module, terms: dict[str, float], earlier: set[str]) -> list[str]:
-    """What the model finds wrong with its terms; each kind once, until it has been absent.
+    """Warnings of the model about its terms; a repeated one again only after a call without it.
 
     Args:
         earlier: the kinds of the previous call; updated.
@@ -85,10 +85,13 @@ class CsvSink:
     def row(self, step: int, terms: dict[str, float]) -> None:
         """Append a row; the first one also writes the header."""
         texts = [f"{v:.9g}" if isinstance(v, float) else str(v) for v in terms.values()]
-        with open(self.path, "a", encoding="utf-8") as file:
-            if file.tell() == 0:
-                file.write(",".join(["step", *terms]) + "\n")
-            file.write(",".join([str(step), *texts]) + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                if file.tell() == 0:
+                    file.write(",".join(["step", *terms]) + "\n")
+                file.write(",".join([str(step), *texts]) + "\n")
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write {self.path}: {error.strerror}") from error
 
     def sync(self) -> None:
         """Return when all rows are on the disk."""
@@ -155,9 +158,9 @@ def open_sinks(folder: Path, last_step: int, config: dict[str, Any]) -> list[Any
 
 def read_log(path: Path) -> pd.DataFrame:
     """The complete rows of log.csv or scores.csv, all numbers. ValueError if it is damaged."""
-    text = path.read_text(encoding="utf-8")
-    complete = text[: text.rfind("\n") + 1]  # a crash may tear the last row
     try:
+        text = path.read_text(encoding="utf-8")
+        complete = text[: text.rfind("\n") + 1]  # a crash may tear the last row
         log = pd.read_csv(io.StringIO(complete)) if complete else pd.DataFrame()
     except ValueError as error:
         raise ValueError(f"{path} is damaged; delete it to continue without it") from error
