@@ -98,15 +98,13 @@ def train(
     synchronise(model)
     first, seconds = (state["step"], state.get("seconds") or 0.0) if state else (0, 0.0)
     window = Window(device, state and state["window"])
-    del state
 
     # The files of the run: configuration, record of this start, log, scores, frames.
     sinks, scores = [], []  # at most one file of scores
     if is_main:
         files.write(folder / "config.yaml", config.to_yaml(values))
         record = record_start(folder, first, model.dtype, device, processes)
-        if first < steps:
-            (folder / "training.gif").unlink(missing_ok=True)  # of a shorter run
+        (folder / "training.gif").unlink(missing_ok=True)  # of a shorter run
         last_row = first - window.count  # the last step that is in the log for good
         sinks = open_sinks(folder, last_row, values) if first < steps else []
         if settings["score_every"]:
@@ -126,9 +124,8 @@ def train(
         optimizers = {key: optimizer.state_dict() for key, optimizer in model.optimizers.items()}
         checkpoint = {"config": values, "image_shape": list(data.image_shape), "images": len(data)}
         checkpoint |= {"data": data.fingerprint, "step": step, "window": window.state()}
-        checkpoint["seconds"] = time.perf_counter() - began
-        checkpoint |= {"model": model.state_dict(), "optimizers": optimizers}
-        save_checkpoint(folder / name, checkpoint)
+        checkpoint |= {"seconds": time.perf_counter() - began, "model": model.state_dict()}
+        save_checkpoint(folder / name, checkpoint | {"optimizers": optimizers})
 
     model.train()
     with Interrupt() as interrupt, bar, contextlib.ExitStack() as stack:
@@ -152,8 +149,7 @@ def train(
                     window.reset()  # else a longer run replaces this last, partial row
                 for warning in new_warnings(model, means, warned) if is_main else ():
                     bar.write(f"warning at step {done:,}: {warning}", file=sys.stderr)
-                shown = {name: f"{means[name]:.4g}" for name in SHOWN if name in means}
-                bar.set_postfix(shown, refresh=False)
+                bar.set_postfix({n: f"{means[n]:.4g}" for n in SHOWN if n in means}, refresh=False)
                 bar.set_description(f"step {done:,}/{steps:,}", refresh=False)
 
             # Every draw_every steps: a frame of training.gif; every score_every: a row of scores.
