@@ -385,3 +385,13 @@ def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path, capsys):
     array = cached(tmp_path / "file" / "x.npy", lambda: np.arange(3))
     assert array.tolist() == [0, 1, 2]
     assert "no cache: " in capsys.readouterr().err
+
+
+def test_a_flipped_bit_in_an_npz_is_one_sentence(tmp_path):
+    path = tmp_path / "own.npz"
+    np.savez(path, images=np.full((4, 64, 64), 255, np.uint8))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"dataset.path: {path} is damaged"):
+        load_dataset("npz", path=str(path))

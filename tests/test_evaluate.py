@@ -318,3 +318,18 @@ def test_baselines_are_scored_like_models(tmp_path, monkeypatch):
     assert pixels[np.array([0, 5])].shape == (2, 4096)
     assert set(SCORES.values()) == set(METRICS)
     assert torch.get_num_threads() == 1
+
+
+def test_fewer_samples_are_drawn_again_and_follow_a_refusal(tmp_path, capsys):
+    path, grid = write_codes(tmp_path / "codes.npz", sizes=None)
+    np.savez(path, codes=grid[:500] + 0.0, factors=grid[:500])
+    arguments = ["--codes", path, "--metrics", "mig", "--out", tmp_path / "o"]
+    assert call(*arguments) == 1  # no score, which blocks nothing
+    scores = []
+    for bins in (20, 5):
+        assert call(*arguments, "--samples", "auto", f"mig.num_bins={bins}") == 0
+        scores.append(scores_in(tmp_path / "o/codes")["mig"]["score"])
+    assert scores[0] != scores[1]
+    for bins in ("angle", "angle=1", "angle=1e1"):
+        assert call(*arguments, "--bins", bins) == 2
+        assert f"--bins: '{bins}' is not allowed" in capsys.readouterr().err

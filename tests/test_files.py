@@ -60,7 +60,8 @@ def test_temporary_files_of_dead_processes_are_removed(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
     other = tmp_path / ".x.another-host.1.abcdef01.tmp~"
     alive = tmp_path / f".x.{files._host()}.{os.getpid()}.abcdef01.tmp~"
-    for path in (other, alive):
+    foreign = tmp_path / ".x.tmp~"
+    for path in (other, alive, foreign):
         path.touch()
     files.remove_stale(tmp_path)
-    assert set(tmp_path.iterdir()) == {other, alive}
+    assert set(tmp_path.iterdir()) == {other, alive, foreign}
