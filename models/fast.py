@@ -15,7 +15,7 @@ FEW_CHANNELS = 4  # up to this many, a 4x4 kernel of stride 2 is faster as a 2x2
 SMALL_MAP = 36  # up to this many positions, a matrix product of patches is faster
 AMX = torch.cpu._is_amx_tile_supported()  # with matrix units one large product beats several sums
 _LIBRARY = torch.backends.mkldnn.is_available()
-_FUSED = {  # dtypes for which the library has a convolution with an activation inside
+_FUSED = {  # dtypes for which oneDNN has a convolution with an activation inside
     torch.float32: _LIBRARY,
     torch.bfloat16: _LIBRARY and torch.ops.mkldnn._is_mkldnn_bf16_supported(),
 }
@@ -165,7 +165,7 @@ def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry
 
 
 def _is_small(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    """Whether the output is a small map, for which the library takes two to six times as long."""
+    """Whether the output is a small map, for which oneDNN takes two to six times as long."""
     stride, padding = geometry
     rows, columns = ((x.shape[i] + 2 * padding - weight.shape[i]) // stride + 1 for i in (2, 3))
     return rows * columns <= SMALL_MAP

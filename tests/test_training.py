@@ -428,6 +428,7 @@ def test_a_log_with_missing_rows_is_refused(command, folder, capsys):
         assert part in capsys.readouterr().err
     log.unlink()
     assert train.main(command(BETA, steps=6)) == 0
+    assert f"warning: {log} is missing" in capsys.readouterr().err
     assert list(read_log(log)["step"]) == [5, 6]
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,8 @@ class CsvSink:
         self.path = path
         if last_step == 0 or not path.exists():
             path.unlink(missing_ok=True)
+            if complete and last_step:
+                print(f"warning: {path} is missing; it restarts here", file=sys.stderr)
             return
         log = read_log(path)
         if complete and (log.empty or log["step"].max() < last_step):
