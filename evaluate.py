@@ -188,19 +188,19 @@ def valid_scores(
         name = SCORES.get(key)
         if name is None or entry.get("version") != VERSIONS[name] or entry["score"] is None:
             continue
-        if name in options.metrics and options.samples == "auto":
-            continue  # its settings depend on the number of rows: it is computed again
-        if name in options.metrics:
+        valid[key] = entry
+        if name in options.metrics and options.samples == "fixed":
             asked = complete_settings(name, options.settings.get(name, {})) | {"seed": options.seed}
             stored = entry.get("settings", {}) | {"seed": entry.get("seed")}
             other = [key for key in asked if asked[key] != stored.get(key)]
             changes += [f"{name}.{k}: {stored.get(k)} there, {asked[k]} here" for k in other]
-        valid[key] = entry
     if changes and valid:
         raise ValueError(
             f"{folder / 'metrics.json'} holds scores with other settings ({changes[0]}); "
             "choose another --out"
         )
+    if options.samples == "auto":  # its settings depend on the number of rows: computed again
+        valid = {key: valid[key] for key in valid if SCORES[key] not in options.metrics}
     return valid
 
 

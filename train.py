@@ -61,9 +61,8 @@ def start(options: argparse.Namespace) -> int:
     state = runs.saved_state(folder)
     if state:
         runs.refuse_other_run(state, values, folder)
-        is_drawn = (
-            folder / "training.gif"
-        ).exists() or "optimizers" not in state  # published weights
+        is_published = "optimizers" not in state  # weights without pictures
+        is_drawn = is_published or (folder / "training.gif").exists()
         if state["step"] >= values["train"]["steps"] and is_drawn:
             print(f"This run is complete at step {state['step']:,}. {next_command(folder)}")
             return 0

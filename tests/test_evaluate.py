@@ -325,6 +325,12 @@ def test_fewer_samples_are_drawn_again_and_follow_a_refusal(tmp_path, capsys):
     np.savez(path, codes=grid[:500] + 0.0, factors=grid[:500])
     arguments = ["--codes", path, "--metrics", "mig", "--out", tmp_path / "o"]
     assert call(*arguments) == 1  # no score, which blocks nothing
+    path, _ = write_codes(tmp_path / "whole.npz")
+    whole = ["--codes", path, "--metrics", "mig", "--out", tmp_path / "o", "mig.num_samples=2880"]
+    assert call(*whole) == 0
+    before = (tmp_path / "o/whole/metrics.json").read_bytes()
+    assert call(*whole, "--samples", "auto") == 2  # would replace a score with other options
+    assert (tmp_path / "o/whole/metrics.json").read_bytes() == before
     scores = []
     for bins in (20, 5):
         assert call(*arguments, "--samples", "auto", f"mig.num_bins={bins}") == 0

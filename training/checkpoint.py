@@ -85,9 +85,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], str]:
         if state["step"] < 0 or ("optimizers" in state and "window" not in state):
             raise ValueError("it is incomplete")
     except Exception as error:  # foreign or damaged bytes fail in a dozen ways
-        raise CheckpointError(
-            f"{file} is damaged or not a checkpoint of this project; delete it to start again"
-        ) from error
+        raise CheckpointError(f"{file} is damaged or not a checkpoint of this project") from error
     return state, hashlib.sha256(content).hexdigest()
 
 
