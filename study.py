@@ -44,6 +44,7 @@ PICTURES = {  # picture of a run -> ending of its published name
     "training.gif": "_training.gif",
 }
 PUBLISHED = ("config", "image_shape", "images", "data", "step", "seconds")  # of a checkpoint
+SCORES_FILE = "metrics.json"
 LARGE = 8e6  # bytes of weights; larger ones are published in half precision
 
 
@@ -284,7 +285,7 @@ def publish(options: argparse.Namespace) -> int:
     plans, published = plan(study, options.runs), published_runs(study)
     for member in plans:
         target = runs.folder_of(member.values, published)
-        copies = {file: target / file for file in [*RECORDS, "metrics.json"]}
+        copies = {file: target / file for file in [*RECORDS, SCORES_FILE]}
         try:
             if member.folder != target:
                 results.read_run(member.folder, member.values, member.complete().step)
@@ -314,15 +315,15 @@ def copy(member: Member, copies: dict[str, Path], weights: Path, half: bool | No
         for key, weight in model.items():
             if weight.is_floating_point() and weight.ndim > 1:
                 model[key] = weight.half()
-    facts = {key: state[key] for key in PUBLISHED if key in state}
-    save_checkpoint(weights, facts | {"model": model})
     for file, target in copies.items():
-        content = (member.folder / file).read_bytes()
-        if file == "metrics.json":  # the scores of the unrounded weights stand for the copy
-            scores = results.read_scores(member.folder)
-            scores["checkpoint_sha256"] = load_checkpoint(weights)[1]
-            content = json.dumps(scores, indent=1) + "\n"
-        files.write(target, content)
+        if file != SCORES_FILE:
+            files.write(target, (member.folder / file).read_bytes())
+    facts = {key: state[key] for key in PUBLISHED if key in state}
+    save_checkpoint(weights, facts | {"model": model})  # it makes the folder a run
+    if SCORES_FILE in copies:  # the scores of the unrounded weights stand for the copy
+        scores = results.read_scores(member.folder)
+        scores["checkpoint_sha256"] = load_checkpoint(weights)[1]
+        files.write(copies[SCORES_FILE], json.dumps(scores, indent=1) + "\n")
 
 
 if __name__ == "__main__":
