@@ -46,6 +46,8 @@ def build_model(
     """
     settings = dict(model)
     constructor = MODELS[settings.pop("name")]
+    if settings.get("lr_decay", 1) < 1 and settings.get("lr_decay_steps", 1) == 1:
+        raise ValueError("model.lr_decay: below 1 needs model.lr_decay_steps of 2 or more")
     if objective is not None:
         default = inspect.signature(constructor).parameters["latent_dim"].default
         facts = {"latent_dim": settings.get("latent_dim", default), "dataset_size": dataset_size}
@@ -54,7 +56,7 @@ def build_model(
 
 
 def _objective(section: dict[str, Any], facts: dict[str, int | None]) -> Callable[..., Any]:
-    """The objective of a section, with those facts that are arguments of it."""
+    """The objective of a section; it gets those facts that its signature names."""
     settings = dict(section)
     objective = OBJECTIVES[settings.pop("name")]
     arguments = inspect.signature(objective).parameters

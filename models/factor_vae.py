@@ -13,8 +13,8 @@ MAX_LOGIT = 60.0  # nats; e^60 is far from the limit of float32
 class FactorVAE(nn.Module):
     """recon + beta_t KL + gamma TC: Kim & Mnih 2018, eq. 2, https://arxiv.org/abs/1802.05983.
 
-    The discriminator tells codes from codes whose latents were permuted over the batch; TC is the
-    mean of its logit. Both players use the same batch, as in https://arxiv.org/abs/1811.12359.
+    TC is the mean logit of a discriminator between codes and codes whose latents were permuted over
+    the batch. Both players use the same batch, as in https://arxiv.org/abs/1811.12359.
 
     Args:
         gamma: weight of the total correlation.
@@ -58,8 +58,7 @@ class FactorVAE(nn.Module):
         # d_loss has the gradient -sigmoid(-real) / 2B, and gamma TC has gamma / B. A logit depends
         # on its own row of z alone, so the hook multiplies the row's gradient by their ratio.
         ratio = -2 * self.gamma * (1 + real.detach().clamp(max=MAX_LOGIT).exp())  # (B, 1)
-        if z.requires_grad:
-            z.register_hook(lambda grad: ratio * grad)
+        z.register_hook(lambda grad: ratio * grad)
 
         beta = log_linear(self.beta_start, self.beta, step, self.anneal_steps)
         loss = terms["recon"] + beta * terms["kl"] + self.gamma * tc
@@ -70,5 +69,5 @@ class FactorVAE(nn.Module):
 
 
 def permute_latents(z: Tensor) -> Tensor:
-    """z (B, D) with each column in a random order: samples of the product of the marginals."""
+    """z (B, D) with each column permuted: samples of the product of the marginals."""
     return z.gather(0, torch.rand_like(z).argsort(0))

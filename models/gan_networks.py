@@ -104,6 +104,10 @@ def _spectral(layer: nn.Module) -> nn.Module:
     return spectral_norm(layer)
 
 
+def _no_norm(layer: nn.Module) -> nn.Module:
+    return layer
+
+
 def _sn_trunk(channels: int, depth: int, norm: Norm) -> nn.Sequential:
     """4x4 conv 32, 32, 64, 64 (stride 2) and FC 128, leaky ReLU 0.2."""
     widths = [channels] + [32] * (depth - 2) + [64, 64]
@@ -118,6 +122,12 @@ def sn_discriminator(image_shape: Shape, parameters: int, norm: Norm = _spectral
     q_head = nn.Sequential(q_row, norm(nn.Linear(128, parameters)))
     trunk = _sn_trunk(image_shape[0], depth_of(image_shape), norm)
     return Discriminator(trunk, norm(nn.Linear(128, 1)), q_head)
+
+
+def pair_discriminator(image_shape: Shape, codes: int) -> nn.Sequential:
+    """The trunk of "broadcast" on two images stacked as channels -> logits (B, codes)."""
+    trunk = _sn_trunk(2 * image_shape[0], depth_of(image_shape), _no_norm)
+    return nn.Sequential(trunk, nn.Linear(128, codes))
 
 
 def broadcast_generator(inputs: int, image_shape: Shape) -> nn.Sequential:
@@ -136,20 +146,9 @@ def broadcast_generator(inputs: int, image_shape: Shape) -> nn.Sequential:
     )
 
 
-def _no_norm(layer: nn.Module) -> nn.Module:
-    return layer
-
-
-def pair_discriminator(image_shape: Shape, codes: int) -> nn.Sequential:
-    """The trunk of "broadcast" on two images stacked as channels -> logits (B, codes)."""
-    trunk = _sn_trunk(2 * image_shape[0], depth_of(image_shape), _no_norm)
-    return nn.Sequential(trunk, nn.Linear(128, codes))
-
-
 class GanNetwork(NamedTuple):
     generator: Callable[[int, Shape], nn.Module]  # (inputs, image_shape)
     discriminator: Callable[[Shape, int], Discriminator]  # (image_shape, parameters of the codes)
-    pair_discriminator: Callable[[Shape, int], nn.Module] | None = None  # (image_shape, codes)
     low: float = 0.0  # images are in [low, 1]
     joint: bool = True  # D takes real and fake images in one batch, exact without batch norm only
     q_owner: str = "d"  # the optimiser of Q's own layers, "g" or "d"
@@ -162,9 +161,6 @@ GAN_NETWORKS = {
     "sn": GanNetwork(sn_generator, sn_discriminator),
     # the generator of https://arxiv.org/abs/1901.07017, the discriminators of "sn" without norm
     "broadcast": GanNetwork(
-        broadcast_generator,
-        functools.partial(sn_discriminator, norm=_no_norm),
-        pair_discriminator,
-        init_std=None,
+        broadcast_generator, functools.partial(sn_discriminator, norm=_no_norm), init_std=None
     ),
 }

@@ -11,18 +11,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
-from models.gan_networks import GAN_NETWORKS
-from models.hyperparameters import (
-    Count,
-    CountOrZero,
-    NonNegative,
-    Positive,
-    Share,
-    check_decay,
-    decay_rates,
-)
+from models.gan_networks import GAN_NETWORKS, pair_discriminator
+from models.hyperparameters import Count, CountOrZero, NonNegative, Positive, Share, decay_rates
 from models.networks import Shape
 from models.vae import VAE, Terms
 
@@ -34,7 +26,7 @@ class InfoGAN(nn.Module):
     """InfoGAN: Chen et al. 2016, https://arxiv.org/abs/1606.03657; with cr_weight InfoGAN-CR.
 
     Lin et al. 2020: https://arxiv.org/abs/1906.06034. As there, Q predicts each continuous code
-    with a standard deviation of 1, and its loss is part of D's step and of G's step.
+    with a standard deviation of 1, and its loss is part of the steps of both D and G.
 
     Args:
         network: generator and discriminators.
@@ -79,7 +71,6 @@ class InfoGAN(nn.Module):
         cr_start: CountOrZero = 0,
     ):
         super().__init__()
-        check_decay(lr_decay, lr_decay_steps)
         self.latent_dim = continuous + len(categorical)
         if self.latent_dim == 0:
             raise ValueError("model.continuous: 0 is not allowed without model.categorical")
@@ -87,22 +78,19 @@ class InfoGAN(nn.Module):
         self.q_sizes = [continuous, *categorical]
         self.info_weight, self.instance_noise = info_weight, instance_noise
         self.r1, self.r1_every = r1, r1_every
-        self.cr_weight, self.cr_start = cr_weight, cr_start
+        self.ema, self.cr_weight, self.cr_start = ema, cr_weight, cr_start
+        self.lr_decay, self.lr_decay_steps = lr_decay, lr_decay_steps
         self.dtype = torch.float32  # of the convolutions; bfloat16 where the hardware has it
 
         # build the networks, and list the modules that each optimiser moves
         built = GAN_NETWORKS[network]
-        if cr_weight > 0 and (self.latent_dim == 1 or not built.pair_discriminator):
-            raise ValueError(
-                f"model.cr_weight: {cr_weight} needs network broadcast and at least two codes"
-            )
         self.low, self.joint = built.low, built.joint
         self.generator = built.generator(continuous + sum(categorical) + noise, image_shape)
         self.discriminator = built.discriminator(image_shape, sum(self.q_sizes))
         owned = {"g": [self.generator], "d": [self.discriminator.trunk, self.discriminator.d_head]}
         owned[built.q_owner].append(self.discriminator.q_head)
         if cr_weight > 0:
-            self.pair_discriminator = built.pair_discriminator(image_shape, self.latent_dim)
+            self.pair_discriminator = pair_discriminator(image_shape, self.latent_dim)
             owned["cr"] = [self.pair_discriminator]
         for name, parameter in self.named_parameters() if built.init_std else ():
             if name.endswith("bias"):
@@ -114,21 +102,14 @@ class InfoGAN(nn.Module):
         for name, modules in owned.items():
             parameters, rate = nn.ModuleList(modules).parameters(), lr_g if name == "g" else lr_d
             self.optimizers[name] = torch.optim.Adam(parameters, rate, betas=BETAS, fused=True)
-        self.lr_decay, self.lr_decay_steps = lr_decay, lr_decay_steps
-        self.averaged = None
-        if ema > 0:
-            average = get_ema_multi_avg_fn(ema)
-            self.averaged = AveragedModel(self.generator, multi_avg_fn=average)
-            self.averaged.requires_grad_(False)
-        entropy = [math.log(2)] * continuous + [math.log(k) for k in categorical]
-        self.register_buffer("entropy", torch.tensor(entropy), persistent=False)
+        self.averaged = AveragedModel(self.generator).requires_grad_(False) if ema > 0 else None
         self.register_buffer("fixed_noise", self.sample_noise(1, torch.Generator().manual_seed(0)))
 
     def train(self, mode: bool = True) -> Self:
         """As nn.Module's; eval() measures the averaged G's batch norm statistics on samples."""
         super().train(mode)
         if not mode and self.averaged is not None:
-            generator = torch.Generator(self.entropy.device).manual_seed(0)
+            generator = torch.Generator(self.fixed_noise.device).manual_seed(0)
             codes = self.sample(AVERAGE_INPUTS, generator)
             noise = self.sample_noise(AVERAGE_INPUTS, generator)
             update_bn(self._inputs(codes, noise).split(128), self.averaged)
@@ -137,7 +118,7 @@ class InfoGAN(nn.Module):
     def train_step(self, x: Tensor, step: int) -> Terms:
         """One step of D, of the contrastive discriminator and of G.
 
-        d_real and d_fake are D's accuracies, r1 is |grad D|^2, right in the mean over steps.
+        d_real and d_fake are accuracies of D; the mean of r1 over steps is that of |grad D|^2.
         """
         decay_rates(self.optimizers, self.lr_decay, step, self.lr_decay_steps)
         contrast = self.cr_weight > 0 and step >= self.cr_start
@@ -214,34 +195,31 @@ class InfoGAN(nn.Module):
     def _code_losses(self, q: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Means of -log Q(z | x) and of the information bound, each (latent_dim,).
 
-        The bound of a continuous code is its entropy, ln 2, less its cross entropy under the
-        Gaussian of the best variance, which is Q's mean squared error (InfoGAN, equation 4).
+        The bound is the entropy of a code less its cross entropy (InfoGAN, equation 4); that of a
+        continuous one, of entropy ln 2, is under the Gaussian whose variance is Q's mean error.
         """
         mean, *logits = q.split(self.q_sizes, 1)
         error = (z[:, : self.continuous] - mean).square()  # (B, continuous)
-        gaussian = 0.5 * (error + math.log(2 * math.pi))
-        categories = z[:, self.continuous :].long().unbind(1)
-        entropies = [F.cross_entropy(*pair) for pair in zip(logits, categories, strict=True)]
-        loss = torch.stack([*gaussian.mean(0), *entropies])
-        bound = self.entropy - loss.detach()
+        losses = list((0.5 * (error + math.log(2 * math.pi))).mean(0))
         log_error = error.detach().mean(0).log()
-        bound[: self.continuous] = math.log(2) - 0.5 * (log_error + math.log(2 * math.pi * math.e))
-        return loss, bound
+        bounds = list(math.log(2) - 0.5 * (log_error + math.log(2 * math.pi * math.e)))
+        categories = z[:, self.continuous :].long().unbind(1)
+        for row, category in zip(logits, categories, strict=True):
+            losses.append(F.cross_entropy(row, category))
+            bounds.append(math.log(row.shape[1]) - losses[-1].detach())
+        return torch.stack(losses), torch.stack(bounds)
 
     @torch.no_grad()
     def _average(self, step: int) -> None:
         """AveragedModel.update_parameters without the read of a counter, which is a device sync."""
         weights = [list(g.parameters()) for g in (self.averaged.module, self.generator)]
-        if step == 0:
-            torch._foreach_copy_(*weights)
-        else:
-            self.averaged.multi_avg_fn(*weights, None)
+        torch._foreach_lerp_(*weights, 1 - self.ema if step > 0 else 1.0)
         for own, new in zip(self.averaged.module.buffers(), self.generator.buffers(), strict=True):
             own.copy_(new)
         self.averaged.n_averaged += 1
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n draws of the codes: (n, latent_dim) on the generator's device, else the model's."""
+        """Codes (n, latent_dim) from the prior, on the generator's device, else the model's."""
         z = self._uniform(n, self.continuous, generator)
         options = {"generator": generator, "device": z.device}
         categories = [torch.randint(k, (n, 1), **options) for k in self.categorical]
@@ -251,7 +229,7 @@ class InfoGAN(nn.Module):
         return self._uniform(n, self.noise, generator)
 
     def _uniform(self, n: int, width: int, generator: torch.Generator | None) -> Tensor:
-        device = generator.device if generator else self.entropy.device
+        device = generator.device if generator else self.fixed_noise.device
         return torch.rand(n, width, generator=generator, device=device) * 2 - 1
 
     def _pairs(self, n: int) -> tuple[Tensor, Tensor]:
@@ -280,30 +258,25 @@ class InfoGAN(nn.Module):
 
     def _draw(self, z: Tensor, noise: Tensor) -> Tensor:
         """Images in the range of the network, by the averaged generator if there is one."""
-        assert not self.training, "call eval() first: batch norm would move"
         generator = self.generator if self.averaged is None else self.averaged
         return generator(self._inputs(z, noise))
 
-    @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         """Q's means and most likely categories: (B, latent_dim)."""
-        assert not self.training, "call eval() first: batch norm would move"
         with self.autocast(x):
             _, q = self.discriminator(self._to_network(x))
         mean, *logits = q.split(self.q_sizes, 1)
         return torch.cat([mean, *(row.argmax(1, keepdim=True).float() for row in logits)], 1)
 
-    @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         with self.autocast(z):
             images = self._draw(z, self.fixed_noise.expand(len(z), -1)).float()
         return (images - self.low) / (1 - self.low)
 
-    @torch.no_grad()
     def information(self, x: Tensor) -> Tensor:
         """Information bound of each code on len(x) samples of the model: (latent_dim,) nats.
 
-        Real images have no true codes. x seeds the samples, so that they are repeatable.
+        Real images have no true codes; x seeds the samples, which makes them repeatable.
         """
         generator = torch.Generator(x.device).manual_seed(int(x.sum()))  # device sync
         z = self.sample(len(x), generator)

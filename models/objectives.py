@@ -1,8 +1,8 @@
 """What a VAE minimises: objective(vae, x, step, **hyperparameters) -> (loss, terms).
 
 Loss and terms are in nats per image: sums over pixels and latents, means over the batch. Terms are
-the columns of the log, the same at every step. An objective with a state is an nn.Module. It is
-saved with the model, and its `optimizers` step with the VAE's.
+the columns of the log, the same at every step. An objective with a state is an nn.Module, saved
+with the model; its `optimizers` step with the VAE's.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.factor_vae import FactorVAE
-from models.hyperparameters import Count, NonNegative, Positive, linear, log_linear
+from models.hyperparameters import Count, NonNegative, Positive, log_linear
 from models.vae import VAE, Loss, Posterior, Terms, elbo_terms
 
 
@@ -63,14 +63,13 @@ def capacity_vae(
     """recon + gamma |KL - C|: Burgess et al. 2018, eq. 8, https://arxiv.org/abs/1804.03599.
 
     Args:
-        gamma: weight of the distance between the KL and its target C.
-        c_max: final target in nats.
-        c_steps: steps over which the target rises linearly from 0.
+        gamma: weight of the distance between the KL and its capacity C.
+        c_max: final capacity in nats.
+        c_steps: steps over which the capacity rises linearly from 0.
     """
     terms, _ = elbo_terms(vae, x)
-    capacity = linear(0.0, c_max, step, c_steps)
-    loss = terms["recon"] + gamma * (terms["kl"] - capacity).abs()
-    return loss, terms | {"capacity": loss.new_full((), capacity)}
+    capacity = terms["kl"].new_full((), c_max * min(step / c_steps, 1.0))
+    return terms["recon"] + gamma * (terms["kl"] - capacity).abs(), terms | {"capacity": capacity}
 
 
 def beta_tcvae(
@@ -85,7 +84,7 @@ def beta_tcvae(
 ) -> Loss:
     """recon + alpha MI + beta TC + gamma dwKL: Chen et al. 2018, https://arxiv.org/abs/1802.04942.
 
-    Equation 4. The KL is in closed form and each sampled part has its weight - 1: less variance.
+    Equation 4. A closed-form KL plus sampled parts with their weights - 1 has less variance.
 
     Args:
         alpha: weight of the mutual information between image and code.
@@ -123,10 +122,7 @@ def log_weights(batch_size: int, dataset_size: int, device: torch.device | None 
     and one other stands for all images outside the batch. Rows sum to 1.
     """
     if dataset_size < batch_size:
-        raise ValueError(
-            f"train.batch_size: {batch_size} is not allowed with {dataset_size} images; "
-            f"allowed: at most {dataset_size}"
-        )
+        raise ValueError(f"train.batch_size: {batch_size}; allowed: at most {dataset_size} images")
     n, others = dataset_size, batch_size - 1
     weights = torch.full((batch_size, batch_size), 1 / others, device=device)
     weights.fill_diagonal_(1 / n)
@@ -145,7 +141,7 @@ def dip_vae_i(
         lambda_d: weight of the squared distances of the variances from 1.
     """
     terms, q = elbo_terms(vae, x)
-    return _with_penalty(terms, covariance(q.mu), lambda_od, lambda_d)
+    return _with_penalty(terms, q.mu.t().cov(correction=0), lambda_od, lambda_d)
 
 
 def dip_vae_ii(
@@ -158,17 +154,12 @@ def dip_vae_ii(
         lambda_d: weight of the squared distances of the variances from 1.
     """
     terms, q = elbo_terms(vae, x)
-    matrix = covariance(q.mu) + q.logvar.exp().mean(0).diag()  # of z
-    return _with_penalty(terms, matrix, lambda_od, lambda_d)
-
-
-def covariance(mu: Tensor) -> Tensor:
-    """Covariance over the batch (divisor B, as in the paper's code): mu (B, D) -> (D, D)."""
-    centred = mu - mu.mean(0)
-    return centred.t() @ centred / len(mu)
+    covariance = q.mu.t().cov(correction=0) + q.logvar.exp().mean(0).diag()  # of z
+    return _with_penalty(terms, covariance, lambda_od, lambda_d)
 
 
 def _with_penalty(terms: Terms, matrix: Tensor, lambda_od: float, lambda_d: float) -> Loss:
+    """The loss with a covariance matrix (D, D), whose divisor is B as in the paper's code."""
     dip_d = (matrix.diagonal() - 1).square().sum()
     dip_od = matrix.square().sum() - matrix.diagonal().square().sum()
     loss = terms["recon"] + terms["kl"] + lambda_od * dip_od + lambda_d * dip_d
@@ -179,8 +170,8 @@ class ControlledVAE(nn.Module):
     """recon + beta_t KL, with log beta += k_i (KL - C) at every step.
 
     Args:
-        c_max: final target in nats; take the KL of a run with a beta that you would settle for.
-        c_steps: steps over which the target rises linearly from 0.
+        c_max: final capacity in nats; take the KL of a run with a beta that you would settle for.
+        c_steps: steps over which the capacity rises linearly from 0.
         k_i: gain of the controller, per nat and step.
         beta_start: first and largest weight of the KL.
         beta_min: smallest weight of the KL.
@@ -206,12 +197,9 @@ class ControlledVAE(nn.Module):
         self.register_buffer("log_beta", torch.tensor(math.log(beta_start)))
 
     def forward(self, vae: VAE, x: Tensor, step: int) -> Loss:
-        beta = self.log_beta.exp()
-        loss, terms = beta_vae(vae, x, step, beta=beta)
-        target = linear(0.0, self.c_max, step, self.c_steps)
-        error = self.over_processes(terms["kl"].detach()) - target
+        loss, terms, error = _controlled(self, vae, x, step, self.log_beta.exp())
         self.log_beta.add_(self.k_i * error).clamp_(*self.log_range)
-        return loss, terms | {"beta": beta, "capacity": loss.new_full((), target)}
+        return loss, terms
 
 
 class ControlVAE(nn.Module):
@@ -223,8 +211,8 @@ class ControlVAE(nn.Module):
     k_p / k_i nats can keep the weight at beta_min.
 
     Args:
-        c_max: final target in nats.
-        c_steps: steps over which the target rises linearly from 0.
+        c_max: final capacity in nats.
+        c_steps: steps over which the capacity rises linearly from 0.
         k_p: gain of the proportional part.
         k_i: gain of the integral part, per nat and step.
         beta_min: first and smallest weight of the KL.
@@ -248,12 +236,20 @@ class ControlVAE(nn.Module):
 
     def forward(self, vae: VAE, x: Tensor, step: int) -> Loss:
         beta = self.beta.clamp(min=self.beta_min)
-        loss, terms = beta_vae(vae, x, step, beta=beta)
-        target = linear(0.0, self.c_max, step, self.c_steps)
-        error = self.over_processes(terms["kl"].detach()) - target
+        loss, terms, error = _controlled(self, vae, x, step, beta)
         self.integral.add_(self.k_i * error * (self.beta >= self.beta_min))
         self.beta.copy_(self.beta_min + self.k_p * error.sigmoid() + self.integral)
-        return loss, terms | {"beta": beta, "capacity": loss.new_full((), target)}
+        return loss, terms
+
+
+def _controlled(
+    controller: ControlledVAE | ControlVAE, vae: VAE, x: Tensor, step: int, beta: Tensor
+) -> tuple[Tensor, Terms, Tensor]:
+    """Loss and terms with weight beta, and the error KL - C."""
+    loss, terms = beta_vae(vae, x, step, beta=beta)
+    capacity = loss.new_full((), controller.c_max * min(step / controller.c_steps, 1.0))
+    error = controller.over_processes(terms["kl"].detach()) - capacity
+    return loss, terms | {"beta": beta, "capacity": capacity}, error
 
 
 OBJECTIVES = {

@@ -1,4 +1,4 @@
-"""The VAE: encoder, decoder and the training step; an objective is what it minimises."""
+"""The VAE: encoder, decoder and training step; its loss is an objective."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -6,13 +6,21 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.hyperparameters import Count, CountOrZero, Positive, Share, check_decay, decay_rates
+from models.hyperparameters import Count, CountOrZero, Positive, Share, decay_rates
 from models.networks import NETWORKS, Shape
 
 Terms = dict[str, Tensor]  # 0-d tensors
 Loss = tuple[Tensor, Terms]
 COLLAPSED_KL = 0.05  # nats; below it, the codes say nothing about the images
 COLLAPSE_AFTER = 2000  # steps; before it, the KL of a healthy training can be as low
+
+
+class Posterior(NamedTuple):
+    """A sample z of q(z | x) and its parameters, each (B, D) float32."""
+
+    z: Tensor
+    mu: Tensor
+    logvar: Tensor
 
 
 class VAE(nn.Module):
@@ -43,7 +51,6 @@ class VAE(nn.Module):
         draw_from: CountOrZero = 0,
     ):
         super().__init__()
-        check_decay(lr_decay, lr_decay_steps)
         if draw_from and network != "affine":
             raise ValueError(
                 f"model.draw_from: {draw_from} is not allowed with network {network}; allowed: 0"
@@ -61,15 +68,15 @@ class VAE(nn.Module):
         """The context in which the convolutions run in `self.dtype`."""
         return torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits (B, C, H, W), and z, mu and logvar, each (B, D) float32."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Posterior]:
+        """Logits (B, C, H, W) of a sample from the posterior."""
         with self.autocast(x):
             mu, logvar = self.encoder(x)
             z = mu + torch.randn_like(mu) * (0.5 * logvar).exp()
-            return self.decoder(z), z, mu, logvar
+            return self.decoder(z), Posterior(z, mu, logvar)
 
     def train_step(self, x: Tensor, step: int) -> Terms:
-        """One step of every optimiser; returns the objective's terms."""
+        """One step of every optimiser; returns the loss and the objective's terms."""
         self.step = step
         decay_rates(self.optimizers, self.lr_decay, step, self.lr_decay_steps)
         if self.draw_from:
@@ -106,16 +113,8 @@ class VAE(nn.Module):
         return [f"posterior collapse: the codes carry only {terms['kl']:.4f} nats about an image"]
 
 
-class Posterior(NamedTuple):
-    """A sample z of q(z | x) and its parameters, each (B, D)."""
-
-    z: Tensor
-    mu: Tensor
-    logvar: Tensor
-
-
 def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mu, exp(logvar)) || N(0, 1)) of every image and latent: (B, D), nats."""
+    """KL(N(mu, exp(logvar)) || N(0, 1)) of each image and latent: (B, D), nats."""
     return 0.5 * (mu.square() + logvar.exp() - 1.0 - logvar)
 
 
@@ -146,8 +145,7 @@ def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
 
 def elbo_terms(vae: VAE, x: Tensor) -> tuple[Terms, Posterior]:
     """recon, kl, elbo and kl_0 ... (of each latent), and the posterior of a batch."""
-    logits, *parts = vae(x)
-    posterior = Posterior(*parts)
+    logits, posterior = vae(x)
     recon = bernoulli_nll(logits, x) / len(x)
     kl = gaussian_kl(posterior.mu, posterior.logvar).mean(0)  # (D,)
     total = kl.sum()

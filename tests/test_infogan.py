@@ -86,12 +86,12 @@ def test_each_step_moves_only_its_own_parameters(network):
 
 @networks
 def test_every_parameter_has_exactly_one_optimizer(network):
-    model = make(network, cr_weight=float(network == "broadcast"))
+    model = make(network, cr_weight=1.0)
     groups = [group for o in model.optimizers.values() for group in o.param_groups]
     held = [id(p) for group in groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
     rates = {name: o.defaults["lr"] for name, o in model.optimizers.items()}
-    assert rates == {"g": 1e-3, "d": 2e-4} | ({"cr": 2e-4} if model.cr_weight else {})
+    assert rates == {"g": 1e-3, "d": 2e-4, "cr": 2e-4}
 
 
 @networks

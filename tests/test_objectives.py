@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from models import MODELS, OBJECTIVES, build_model
 from models.factor_vae import permute_latents
-from models.objectives import covariance, decompose_kl, log_weights
+from models.objectives import decompose_kl, log_weights
 from models.vae import Posterior, elbo_terms, gaussian_kl
 
 RHO, STD = 0.8, 0.4  # of a Gaussian aggregate posterior, and of every posterior in it
@@ -80,7 +80,7 @@ def test_terms_are_nats_per_image():
     model, x = make("vae"), images()
     loss, terms = loss_of(model)
     torch.manual_seed(3)
-    logits, _, mu, logvar = model(x)
+    logits, (_, mu, logvar) = model(x)
     likelihood = torch.distributions.Bernoulli(logits=logits).log_prob(x)
     torch.testing.assert_close(terms["recon"], -likelihood.sum() / len(x))
     torch.testing.assert_close(terms["kl"], gaussian_kl(mu, logvar).sum() / len(x))
@@ -139,18 +139,17 @@ def test_stratified_weights_have_their_own_image_on_the_diagonal(batch_size, n):
     torch.testing.assert_close(weights.diagonal(), torch.full((batch_size,), 1 / n).double())
     left_over = (n - batch_size + 1) / (n * (batch_size - 1))
     assert (weights - left_over).abs().min(1).values.max() < 1e-7
-    with pytest.raises(ValueError, match=rf"batch_size: {n + 1} .* {n} images; allowed: at most"):
+    with pytest.raises(ValueError, match=rf"batch_size: {n + 1}; allowed: at most {n} images"):
         log_weights(n + 1, n)
 
 
 @pytest.mark.parametrize(("name", "extra"), [("dip_vae_i", 0.0), ("dip_vae_ii", 1.0)])
 def test_dip_penalises_the_covariance_of_the_means_or_of_the_samples(name, extra):
-    mu = torch.tensor([[1.0, 2.0], [-1.0, -2.0], [1.0, -2.0], [-1.0, 2.0]])
-    torch.testing.assert_close(covariance(mu), torch.diag(torch.tensor([1.0, 4.0])))
     model = make(name, lambda_od=3.0, lambda_d=5.0)
     loss, terms = loss_of(model)
     mu, logvar = model.posterior(images())
-    matrix = torch.cov(mu.t(), correction=0) + extra * logvar.exp().mean(0).diag()
+    centred = mu - mu.mean(0)
+    matrix = centred.t() @ centred / len(mu) + extra * logvar.exp().mean(0).diag()
     d = (matrix.diagonal() - 1).square().sum()
     od = (matrix - matrix.diagonal().diag()).square().sum()
     expected = terms["recon"] + terms["kl"] + 3 * od + 5 * d
