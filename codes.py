@@ -12,7 +12,7 @@ import torch
 from sklearn.decomposition import PCA, FastICA
 
 import runs
-from data import FactorGrid, ImageData
+from data import FactorGrid, FactorTable, ImageData
 
 COMPONENTS = 10  # of PCA and ICA, as in the paper
 FITTED = 20_000  # random images that PCA and ICA are fitted to
@@ -35,15 +35,15 @@ def pack_codes(codes: np.ndarray, logvar: np.ndarray | None, labels: Any) -> byt
     return buffer.getvalue()
 
 
-def read_codes(path: Path) -> tuple[np.ndarray, Any, Any, np.ndarray | None]:
-    """Codes (N, D), their factors, the factors' names and log-variances in a codes.npz.
+def read_codes(path: Path) -> tuple[np.ndarray, FactorGrid | FactorTable | None, Any]:
+    """Codes (N, D) in a codes.npz, their factors, and their log-variances or None.
 
     Raises:
         ValueError: the file does not hold codes with at most one of `factors` and `sizes`.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+            arrays = dict(file)
     except OSError as error:
         raise ValueError(f"--codes: cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # NumPy fails in many ways on bytes that it did not write
@@ -53,12 +53,13 @@ def read_codes(path: Path) -> tuple[np.ndarray, Any, Any, np.ndarray | None]:
             f"--codes: {path} holds {', '.join(arrays) or 'nothing'}; needed: codes (N, D), and "
             "at most one of factors (N, K) and sizes (K,)"
         )
-    factors, names = arrays.get("factors"), arrays.get("names")
+    names, factors = arrays.get("names"), None
     names = None if names is None else tuple(names.astype(str).tolist())
     if "sizes" in arrays:
-        sizes = tuple(arrays["sizes"].tolist())
-        factors = FactorGrid(names or tuple(f"factor {k}" for k in range(len(sizes))), sizes)
-    return arrays["codes"], factors, names, arrays.get("logvar")
+        factors = FactorGrid(names, tuple(arrays["sizes"].tolist()))
+    elif "factors" in arrays:
+        factors = FactorTable(names, arrays["factors"])
+    return arrays["codes"], factors, arrays.get("logvar")
 
 
 def true_factors(data: ImageData, seed: int) -> np.ndarray:

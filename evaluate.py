@@ -10,7 +10,8 @@ import json
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,20 @@ OVERRIDE = re.compile(r"[a-z_]+\.[a-z_]+=")
 EVALUATED = Path("runs/evaluated")  # results of weights that lie outside of a run folder
 COLLAPSED = 0.05  # nats: a VAE with less KL in all latents together ignores its input
 BASELINE_SEEDS = 3
+
+
+@dataclass
+class Source:
+    """Codes to score: of a checkpoint, a file or a baseline."""
+
+    label: str
+    folder: Path | None  # of metrics.json
+    facts: dict[str, Any]  # checkpoint_sha256 and data identify the codes, the rest describes them
+    encode: Callable[[], tuple]  # returns codes (N, D), their factors and log-variances
+    seed: int  # of the metrics' samples
+    run: runs.Run | None = None
+    group: str = ""  # UDR compares the sources of a group
+    udr_codes: tuple[np.ndarray, np.ndarray | None] | None = None  # and their log-variances
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,144 +79,171 @@ def main(arguments: list[str] | None = None) -> int:
     add("--write-codes", type=Path, metavar="NPZ", help="write the codes of one checkpoint")
     add("--encode", metavar="NPZ", help="with --write-codes: encode these pictures instead")
     add("--out", type=Path, help="folder for metrics.json and pictures")
-    add("--json", type=Path, help="write all scores to this file too")
     add("--device", default="auto", help="auto, cpu, cuda or mps")
     add("overrides", nargs="*", metavar="key=value", help="mig.num_bins=10 dataset.path=...")
     options = parser.parse_intermixed_args(arguments)
-    for key in ("checkpoint", "codes"):  # these lists also take the overrides that follow them
-        words = getattr(options, key) or []
-        paths = [w for w in words if Path(w).exists() or not OVERRIDE.match(w)]
-        options.overrides += [word for word in words if word not in paths]
-        setattr(options, key, [Path(path) for path in paths])
     return runs.exit_code("evaluate.py", lambda: evaluate(options))
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """Score what the command line names; print a table."""
-    options.metrics = select(options.metrics.split(","))
-    of_data = [text for text in options.overrides if text.startswith("dataset.")]
-    of_metrics = [text for text in options.overrides if text not in of_data]
-    options.settings = metric_settings(options.config, of_metrics)
-    if options.seed < 0:
-        raise ValueError(f"--seed: {options.seed} is not allowed; allowed: 0 or more")
-    if options.encode and not options.write_codes:
-        raise ValueError("--encode needs --write-codes")
-    if options.write_codes:
-        return write_codes(options, of_data)
+    """Score and draw what the command line names; print a table."""
+    # The lists of paths also take the overrides that follow them.
+    words = options.checkpoint or options.codes or []
+    overrides = [word for word in words if OVERRIDE.match(word) and not Path(word).exists()]
+    paths = [Path(word) for word in words if word not in overrides]
+    overrides += options.overrides
+    of_data = [text for text in overrides if text.startswith("dataset.")]
+
+    names = select(options.metrics.split(","))
+    values = config.read_yaml(options.config)
+    values = config.apply_overrides(values, [text for text in overrides if text not in of_data])
+    values = config.validate(config.sections_schema("Metrics", METRICS), values, complete=False)
+    settings = {name: section for name, section in values.items() if section}
+    if options.write_codes or options.encode:
+        return write_codes(paths, of_data, options)
     if options.codes:
-        rows = score_codes(options)
+        sources = code_files(paths, options)
     elif options.baseline:
-        rows = score_baselines(options)
+        sources = baselines(options)
     else:
-        rows = score_checkpoints(options, of_data)
-    if options.json:
-        files.write(options.json, as_json(rows))
+        sources = checkpoints(paths, of_data, options)
+
+    rows, groups = {}, defaultdict(list)
+    for source in sources:
+        scores = score(source, names, settings, options)
+        rows[source.label] = {key: scores[key] for key in scores if SCORES[key] in names}
+        if source.run:
+            draw(source.run, source.folder, scores)
+            print(f"{source.label}: metrics.json and pictures are in {source.folder}")
+        if source.udr_codes:
+            groups[source.group].append(source.udr_codes)
+    for group, codes in groups.items():
+        if len(codes) > 1:
+            print(f"{group}: {udr_text(codes)}")
     print(results.score_table(rows))
     has_score = any(entry["score"] is not None for row in rows.values() for entry in row.values())
     return 0 if has_score else 1
 
 
-def metric_settings(path: Path, overrides: list[str]) -> dict[str, dict[str, Any]]:
-    """The settings of a YAML file with overrides: metric -> keyword arguments."""
-    values = config.apply_overrides(config.read_yaml(path), overrides)
-    settings = config.validate(config.sections_schema("Metrics", METRICS), values, complete=False)
-    return {name: section for name, section in settings.items() if section}
-
-
-def score_checkpoints(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
-    """Encode, score and draw every checkpoint: label -> scores."""
-    if len({path.resolve() for path in options.checkpoint}) < len(options.checkpoint):
+def checkpoints(
+    paths: list[Path], overrides: list[str], options: argparse.Namespace
+) -> Iterator[Source]:
+    """Run folders and files of weights, one after the other."""
+    if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError("--checkpoint: a path is given twice")
-    rows, groups = {}, defaultdict(list)
-    for path in options.checkpoint:
+    for path in paths:
         run = runs.load(path, options.device, overrides)
-        folder = output_folder(run, options.out, several=len(options.checkpoint) > 1)
+        folder = run.path if run.path.is_dir() else EVALUATED / run.path.stem
+        if run.path.name == "checkpoint.pt":
+            folder = run.path.parent
+        if options.out:
+            folder = options.out if len(paths) == 1 else runs.folder_of(run.values, options.out)
         facts = {"checkpoint_sha256": run.sha256, "data": run.data.fingerprint}
         facts |= {"step": run.step, "images_seen": run.images_seen}
         facts |= {"precision": str(run.model.dtype).removeprefix("torch.")}
-        scores = score(folder, facts, lambda run=run: encoded(run), options)
-        draw(run, folder, scores)
-        rows[run.label] = {key: scores[key] for key in scores if SCORES[key] in options.metrics}
-        if len(options.checkpoint) > 1:
+        source = Source(run.label, folder, facts, partial(encoded, run), options.seed, run)
+        if len(paths) > 1:
             images = results.udr_rows(len(run.data))
-            groups[run.values["name"]].append(runs.encode(run.model, run.data, images))
-        print(f"{run.label}: metrics.json and pictures are in {folder}")
-    print_udr(groups)
-    return rows
+            source.udr_codes = runs.encode(run.model, run.data, images)
+            source.group = run.values["name"]
+        yield source
+
+
+def code_files(paths: list[Path], options: argparse.Namespace) -> Iterator[Source]:
+    """Files of codes, one after the other."""
+    for path in paths:
+        codes, _, logvar = read_codes(path)
+        folder = options.out / path.stem if options.out else None
+        facts = {"checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "data": None}
+        source = Source(path.name, folder, facts, partial(read_codes, path), options.seed)
+        source.group, source.udr_codes = "codes", (codes, logvar)
+        yield source
+
+
+def baselines(options: argparse.Namespace) -> Iterator[Source]:
+    """Representations that need no training, three seeds of each."""
+    names = list(BASELINES) if options.baseline == "all" else options.baseline.split(",")
+    if unknown := [name for name in names if name not in BASELINES]:
+        allowed = ", ".join(["all", *BASELINES])
+        raise ValueError(f"--baseline: '{unknown[0]}' is not allowed; allowed: {allowed}")
+    data = load_dataset("dsprites")
+
+    def encode(name: str, seed: int) -> tuple:
+        return BASELINES[name](data, seed), data.grid, None
+
+    for name in names:
+        for seed in range(BASELINE_SEEDS):
+            folder = (options.out or Path("runs/baselines")) / name / f"seed{seed}"
+            facts = {"checkpoint_sha256": f"baseline {name}", "data": data.fingerprint}
+            yield Source(f"{name}, seed {seed}", folder, facts, partial(encode, name, seed), seed)
 
 
 def score(
-    folder: Path | None,
-    facts: dict[str, Any],
-    encode: Callable[[], tuple[Any, Any, Any, Any]],
-    options: argparse.Namespace,
+    source: Source, names: list[str], settings: dict[str, Any], options: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
-    """Scores of one representation; those in `folder`/metrics.json are kept where they are valid.
+    """Scores of a source by key; those in its metrics.json are kept where they are valid.
 
-    The file is written after every metric, so an interrupted evaluation loses one metric at most.
+    The file is written after every score, so an interrupted evaluation loses one metric at most.
 
     Args:
-        facts: the identity of the codes (checkpoint_sha256, data) and what describes them.
-        encode: gives codes, factors, their names and log-variances; called if a score is missing.
+        names: the metrics.
+        settings: metric -> keyword arguments.
     """
-    columns, facts = column_options(options), facts | {"options": changed_options(options)}
-    scores = valid_scores(folder, facts, options) if folder else {}
-    present = {SCORES[key] for key in scores}
-    missing = [name for name in options.metrics if name not in present]
+    facts, columns = source.facts | {"options": changed_options(options)}, column_options(options)
+    scores = valid_scores(source, names, settings, facts) if source.folder else {}
+    missing = [key for key, name in SCORES.items() if name in names and key not in scores]
     if not missing:
         return scores
-    codes, factors, names, logvar = encode()
+    codes, factors, logvar = source.encode()
     if options.min_kl is not None:
         codes, logvar = without_inactive(codes, logvar, options.min_kl)
-    samples = as_samples(codes, factors, names, **columns)
+    samples = as_samples(codes, factors, logvar=logvar, **columns)
+    how = {"seed": source.seed, "settings": settings, "scale_samples": options.samples == "auto"}
     facts |= provenance() | {"hardware": hardware(choose_device(options.device))}
-    how = {"seed": options.seed, "settings": options.settings, "logvar": logvar}
-    how["scale_samples"] = options.samples == "auto"
-    with runs.progress_bar(len(missing), "score", unit=" metrics", leave=False) as bar:
+    with runs.progress_bar(len(missing), "score", unit=" scores", leave=False) as bar:
         for key, entry in score_all(samples, missing, **how):
             scores[key] = entry
-            scores = {key: scores[key] for key in SCORES if key in scores}
-            if folder:
-                files.write(folder / "metrics.json", as_json(facts | {"scores": scores}))
+            content = facts | {"scores": {key: scores[key] for key in SCORES if key in scores}}
+            if source.folder:
+                text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+                files.write(source.folder / "metrics.json", text)
             else:
                 bar.write(f"{key}: {results.text(entry['score'], digits=4)}")
             bar.set_description(f"score {key}")
-            bar.update(SCORES[key] not in present)
-            present.add(SCORES[key])
-    return scores
+            bar.update()
+    return content["scores"]
 
 
 def valid_scores(
-    folder: Path, facts: dict[str, Any], options: argparse.Namespace
+    source: Source, names: list[str], settings: dict[str, Any], facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Scores in `folder`/metrics.json of the same checkpoint, data and version of the metric.
+    """Scores in metrics.json of the same codes, data and version of the metric.
 
     Raises:
         ValueError: scores with other settings or options would be lost.
     """
-    before, valid, changes = results.read_scores(folder), {}, []
+    before, valid, changes = results.read_scores(source.folder), {}, []
     if any(before.get(key) != facts[key] for key in ("checkpoint_sha256", "data")):
         return {}
+    is_scaled = facts["options"].get("samples") == "auto"  # then settings depend on the rows
     if before.get("options", {}) != facts["options"]:
         changes.append("other options")
-    for key, entry in before["scores"].items():
-        name = SCORES.get(key)
-        if name is None or entry.get("version") != VERSIONS[name] or entry["score"] is None:
+    for key, name in SCORES.items():
+        entry = before["scores"].get(key, {})
+        if entry.get("score") is None or entry.get("version") != VERSIONS[name]:
             continue
         valid[key] = entry
-        if name in options.metrics and options.samples == "fixed":
-            asked = complete_settings(name, options.settings.get(name, {})) | {"seed": options.seed}
+        if name in names and not is_scaled:
+            asked = complete_settings(name, settings.get(name, {})) | {"seed": source.seed}
             stored = entry.get("settings", {}) | {"seed": entry.get("seed")}
             other = [key for key in asked if asked[key] != stored.get(key)]
             changes += [f"{name}.{k}: {stored.get(k)} there, {asked[k]} here" for k in other]
     if changes and valid:
         raise ValueError(
-            f"{folder / 'metrics.json'} holds scores with other settings ({changes[0]}); "
+            f"{source.folder / 'metrics.json'} holds scores with other settings ({changes[0]}); "
             "choose another --out"
         )
-    if options.samples == "auto":  # its settings depend on the number of rows: computed again
-        valid = {key: valid[key] for key in valid if SCORES[key] not in options.metrics}
-    return valid
+    return {key: valid[key] for key in valid if not (is_scaled and SCORES[key] in names)}
 
 
 def changed_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -212,24 +254,25 @@ def changed_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def column_options(options: argparse.Namespace) -> dict[str, Any]:
-    """How the columns of the factors are read, from the command line."""
-    lists = {key: getattr(options, key).split(",") for key in ("continuous", "bins", "without")}
-    columns = {key: [text for text in texts if text] for key, texts in lists.items()}
+    """How `as_samples` reads the columns of the factors."""
+    columns = {key: [] for key in ("continuous", "without", "bins")}
+    for key in columns:
+        columns[key] = list(filter(None, getattr(options, key).split(",")))
     bins = {}
     for text in columns["bins"]:
         name, _, number = text.partition("=")
-        if not number.isdecimal() or int(number) < 2 or name in columns["continuous"]:
+        if not number.isdecimal() or int(number) < 2:
             raise ValueError(f"--bins: '{text}' is not allowed; allowed: NAME=N, N 2 or more")
         bins[name] = int(number)
     return columns | {"bins": bins}
 
 
-def encoded(run: runs.Run) -> tuple[np.ndarray, Any, None, np.ndarray | None]:
-    """Codes of the whole data set, its factors with their names, and log-variances."""
+def encoded(run: runs.Run) -> tuple[np.ndarray, Any, np.ndarray | None]:
+    """Codes of the whole data set, its factors and log-variances."""
     codes, logvar = runs.encode(run.model, run.data, label=run.label)
     if logvar is not None and results.latent_kl(codes, logvar).sum() < COLLAPSED:
         print(f"warning: posterior collapse: {run.label} ignores its input", file=sys.stderr)
-    return codes, run.data.grid, None, logvar
+    return codes, run.data.grid, logvar
 
 
 def without_inactive(
@@ -243,19 +286,8 @@ def without_inactive(
     if logvar is None:
         raise ValueError("--min-kl needs a posterior, but there are no log-variances")
     kl = results.latent_kl(codes, logvar)
-    if not (kl >= min_kl).any():
-        raise ValueError(f"--min-kl: no latent has {min_kl:g} nats; the largest has {kl.max():.3g}")
     print(f"{(kl < min_kl).sum()} of {len(kl)} latents have less than {min_kl:g} nats")
     return np.where(kl >= min_kl, codes, 0), np.where(kl >= min_kl, logvar, 0)
-
-
-def output_folder(run: runs.Run, out: Path | None, several: bool) -> Path:
-    """The folder for the scores and pictures of a run."""
-    if out:
-        return runs.folder_of(run.values, out) if several else out
-    if run.path.is_dir():
-        return run.path
-    return run.path.parent if run.path.name == "checkpoint.pt" else EVALUATED / run.path.stem
 
 
 def draw(run: runs.Run, folder: Path, scores: dict[str, Any]) -> None:
@@ -264,20 +296,28 @@ def draw(run: runs.Run, folder: Path, scores: dict[str, Any]) -> None:
     for key in ("mig", "dci_disentanglement", "dci_fast_disentanglement"):
         if table := scores.get(key, {}).get("matrix"):
             values, title = np.array(table["values"]), f"{run.label}: codes and factors"
-            rows = [f"z{d}" for d in range(len(values))]
-            labels = {"rows": rows, "columns": table["factors"], "kind": table["kind"]}
-            pictures[f"matrix_{key}.png"] = matrix(values, title=title, **labels)
+            picture = matrix(values, table["factors"], title=title, kind=table["kind"])
+            pictures[f"matrix_{key}.png"] = picture
     if not (folder / "fixed.png").exists():
         pictures |= runs.draw(run.model, run.data, run.label)
     for name, content in pictures.items():
         files.write(folder / name, content)
 
 
-def write_codes(options: argparse.Namespace, overrides: list[str]) -> int:
+def udr_text(group: list[tuple[np.ndarray, np.ndarray | None]]) -> str:
+    """UDR of several codes (n, D) of the same images with their log-variances."""
+    try:
+        udr = results.udr_scores(group)
+    except ValueError as reason:  # inactive codes, or files of different images
+        return f"no UDR: {reason}"
+    return f"UDR {results.text(udr.mean(), udr.std(ddof=1))}, n = {len(group)}"
+
+
+def write_codes(paths: list[Path], overrides: list[str], options: argparse.Namespace) -> int:
     """Write codes.npz of one checkpoint: of its data set with factors, or of other pictures."""
-    if len(options.checkpoint) != 1:
-        raise ValueError("--write-codes needs --checkpoint with one path")
-    run = runs.load(options.checkpoint[0], options.device, overrides)
+    if not (options.checkpoint and options.write_codes) or len(paths) != 1:
+        raise ValueError("codes need --checkpoint with one path, and --write-codes")
+    run = runs.load(paths[0], options.device, overrides)
     data = run.data
     if options.encode:
         data = load_dataset("npz", path=options.encode).to(choose_device(options.device))
@@ -289,55 +329,6 @@ def write_codes(options: argparse.Namespace, overrides: list[str]) -> int:
     files.write(options.write_codes, pack_codes(codes, logvar, data.grid))
     print(f"{len(codes):,} codes of {codes.shape[1]} latents are in {options.write_codes}")
     return 0
-
-
-def score_codes(options: argparse.Namespace) -> dict[str, Any]:
-    """Score npz files of codes; UDR of several: label -> scores."""
-    rows, group = {}, []
-    for path in options.codes:
-        content = read_codes(path)
-        folder = options.out / path.stem if options.out else None
-        facts = {"checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "data": None}
-        rows[path.name] = score(folder, facts, lambda content=content: content, options)
-        group.append((content[0], content[3]))
-    print_udr({"codes": group})
-    return rows
-
-
-def print_udr(groups: dict[str, list[tuple[np.ndarray, np.ndarray | None]]]) -> None:
-    """Print the UDR of representations (codes, log-variances) of the same images, by group."""
-    for name, group in groups.items():
-        if len(group) > 1:
-            try:
-                udr = results.udr_scores(group)
-            except ValueError as reason:  # inactive codes, or files of different images
-                print(f"{name}: no UDR: {reason}")
-            else:
-                print(f"{name}: UDR {results.text(udr.mean(), udr.std(ddof=1))}, n = {len(group)}")
-
-
-def score_baselines(options: argparse.Namespace) -> dict[str, Any]:
-    """Score representations that need no training, three seeds of each: label -> scores."""
-    names = list(BASELINES) if options.baseline == "all" else options.baseline.split(",")
-    if unknown := [name for name in names if name not in BASELINES]:
-        allowed = ", ".join(["all", *BASELINES])
-        raise ValueError(f"--baseline: '{unknown[0]}' is not allowed; allowed: {allowed}")
-    data, rows = load_dataset("dsprites"), {}
-    for name in names:
-        for seed in range(BASELINE_SEEDS):
-            folder = (options.out or Path("runs/baselines")) / name / f"seed{seed}"
-            facts = {"checkpoint_sha256": f"baseline {name}", "data": data.fingerprint}
-            options.seed = seed
-            encode = partial(BASELINES[name], data, seed)
-            rows[f"{name}, seed {seed}"] = score(
-                folder, facts, lambda encode=encode: (encode(), data.grid, None, None), options
-            )
-    return rows
-
-
-def as_json(value: Any) -> str:
-    """JSON text; NaN is refused."""
-    return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 if __name__ == "__main__":

@@ -156,9 +156,7 @@ def best_factors(values: np.ndarray, names: Sequence[str]) -> list[str]:
     return np.where(largest > FAINT * values.max(), best, "").tolist()
 
 
-def matrix(
-    values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], title: str, kind: str
-) -> bytes:
+def matrix(values: np.ndarray, factors: Sequence[str], *, title: str, kind: str) -> bytes:
     """Draw codes x factors (D, K), non-negative, as a heat map with numbers in the cells: a PNG.
 
     Rows are sorted by the factor with the largest value, then by that value; faint ones come last.
@@ -166,7 +164,7 @@ def matrix(
     """
     largest = values.max(axis=1)
     order = np.lexsort((-largest, values.argmax(axis=1), largest <= FAINT * values.max()))
-    table = pd.DataFrame(values, rows, columns).iloc[order]
+    table = pd.DataFrame(values, [f"z{d}" for d in range(len(values))], factors).iloc[order]
     return _heat_map(table, title, kind, cmap="Blues", vmin=0, vmax=max(values.max(), 1e-12))
 
 
