@@ -36,7 +36,7 @@ MAIN = {  # columns of the table "all" -> heading
     "kl": "KL, nats",
 }
 SHORT = ("beta_vae_paper", "factor_vae", "mig", "dci_disentanglement")  # of the table "scores"
-GEOMETRY = ["twoD_affine"]  # its decoder is given position, size and angle
+GEOMETRY = "twoD_affine"  # its decoder is given position, size and angle
 UNITS = {"beta_vae_paper": (100, 1), "recon": (1, 1), "kl": (1, 1), "minutes": (1, 1)}
 FIGURE6_UNIT = "accuracy on held-out points, % (4 factors: chance is 25 %)"
 FIGURE6 = {  # baseline or configuration -> row; accuracy and its spread in % in the paper
@@ -83,9 +83,12 @@ def write(
     for table in tables.values():
         lines.append(f"## {table.title}\n\n{table.note}\n\n{results.markdown(table)}")
     files.write(out / "results.md", "\n".join(lines))
+    named = tables | short_tables(frame, study["shown"])
+    named = {name: results.markdown(table) for name, table in named.items()}
     for pattern in study["documents"]:
-        for path in sorted(glob.glob(pattern)):
-            results.write_tables(Path(path), tables | short_tables(frame, study["shown"]))
+        for path in glob.glob(pattern):
+            document = Path(path).read_text(encoding="utf-8")
+            files.write(path, results.replace_tables(document, named))
 
     # The page: the same, and a row for each run.
     page = study_page(
@@ -124,31 +127,25 @@ def page_of_run(run: runs.Run) -> bytes:
     """The page of a run with a slider for each latent, from its model and its folder."""
     images = run.data.batch(run.data.random_index(runs.PICTURE_IMAGES, seed=0))
     references = list(run.data.reference_images().items())[:2]  # more sliders take too much room
-    record, rows = read_record(run.path), []
+    rows, facts, starts = [], [], read_record(run.path)["starts"]
     for key, entry in results.read_scores(run.path)["scores"].items():
         parts = [f"{name} {text(value)}" for name, value in entry.get("per_factor", {}).items()]
         rows.append([key, text(entry["score"]), entry.get("reason", ", ".join(parts))])
-    facts = []
-    for start in record["starts"]:
-        hardware = start.get("hardware", {})
-        facts += [
-            [key, str(value)] for key, value in (start | hardware).items() if key != "hardware"
-        ]
+    for start in starts:
+        start |= start.pop("hardware", {})
+        facts += [[key, str(value)] for key, value in start.items()]
+    pictures = [path for path in sorted(run.path.iterdir()) if path.suffix in (".png", ".gif")]
     return run_page(
         run.model,
         dict(references),
         measure(run.model, images),
         factor_names=runs.factor_names(run.model, run.data),
-        pictures={
-            path.stem: path.read_bytes()
-            for path in sorted(run.path.iterdir())
-            if path.suffix in (".png", ".gif")
-        },
+        pictures={path.stem: path.read_bytes() for path in pictures},
         title=run.label,
         note=f"{run.images_seen:,} images of {run.data.name} seen in {run.step:,} steps.",
         scores=Table("Scores", "", ["score", "value", "by factor"], rows),
         facts=Table("Starts of the training", "", ["fact", "value"], facts),
-        commands=[start["command"] for start in record["starts"][:1]],
+        commands=[start["command"] for start in starts[:1]],
         configuration=config.to_yaml(run.values),
     )
 
@@ -191,20 +188,17 @@ def short_tables(frame: pd.DataFrame, names: dict[str, str] | None = None) -> di
         names: configuration -> name of its row in scores, in this order; by default all.
     """
     names = names or {name: name for name in frame["config"].unique()}
-    shown = frame[frame["config"].isin(names)].sort_values(
-        "config", key=lambda configs: configs.map(list(names).index), kind="stable"
-    )
-    keys = [key for key in SHORT if key in present(frame)]
+    rows = [frame[frame["config"] == name].assign(config=row) for name, row in names.items()]
+    shown, given = pd.concat(rows), names.get(GEOMETRY)
+    rivals = shown[shown["config"] != given]
+    keys = [key for key in SHORT if key in present(rivals)]
     cells = _cells(shown, keys)
-    means = shown.groupby("config")[keys].mean().drop(GEOMETRY, errors="ignore")
     for key in keys:
-        if means[key].notna().any():
-            best = means[key].idxmax()
-            cells[best, key] = f"**{cells[best, key]}**"
-    scores = _by_configuration(shown, cells, keys)
-    scores = scores._replace(rows=[[names[row[0]], *row[1:]] for row in scores.rows])
-    in_paper = frame[[FIGURE6.get(name, ("", math.nan))[1] > 0 for name in frame["config"]]]
-    return {"scores": scores, "paper": figure6(in_paper)[0]}
+        best = rivals.groupby("config")[key].mean().idxmax()
+        cells[best, key] = f"**{cells[best, key]}**"
+    in_paper = [name for name, (_, score, _) in FIGURE6.items() if score > 0]
+    paper, _ = figure6(frame[frame["config"].isin(in_paper)])
+    return {"scores": _by_configuration(shown, cells, keys), "paper": paper}
 
 
 def _by_configuration(frame: pd.DataFrame, cells: dict, keys: Sequence[str]) -> Table:
@@ -240,10 +234,11 @@ def cell(key: str, mean: float, std: float = math.nan) -> str:
 
 def _cells(frame: pd.DataFrame, keys: Sequence[str]) -> dict[tuple[str, str], str]:
     """(config, column) -> mean ± standard deviation, with n where some runs lack the score."""
-    sizes, cells = frame.groupby("config").size(), {}
-    for (name, key), (mean, std, n) in results.summary(frame, keys).iterrows():
-        few = "" if n in (0, sizes[name]) else f" (n = {n:.0f})"
-        cells[name, key] = cell(key, mean, std) + few
+    cells, long = {}, frame.melt("config", keys, var_name="column")
+    for (name, key), values in long.groupby(["config", "column"])["value"]:
+        n = values.count()
+        few = "" if n in (0, len(values)) else f" (n = {n})"
+        cells[name, key] = cell(key, values.mean(), values.std()) + few
     return cells
 
 
@@ -275,21 +270,15 @@ def every_run(frame: pd.DataFrame, links: list[str]) -> Table:
 
 
 def read_baselines() -> pd.DataFrame:
-    """Rows (config, seed, scores) of representations without training; new ones replace published.
-
-    The published file holds {"scores": {row of Figure 6: {score: [one a seed]}}}.
-    """
-    rows = {}
-    published = json.loads(PUBLISHED.read_text())["scores"] if PUBLISHED.exists() else {}
+    """Rows (config, beta_vae_paper) of representations without training, new or else published."""
+    rows, published = [], json.loads(PUBLISHED.read_text())["scores"]
     for name, (row, *_) in FIGURE6.items():
-        for key, scores in published.get(row, {}).items():
-            for seed, score in enumerate(scores):
-                rows.setdefault((name, seed), {"config": name, "seed": seed})[key] = score
-        for path in BASELINES.glob(f"{name}/seed*"):
-            seed, scores = int(path.name.removeprefix("seed")), results.read_scores(path)["scores"]
-            rows[name, seed] = {"config": name, "seed": seed}
-            rows[name, seed] |= {key: entry["score"] for key, entry in scores.items()}
-    return pd.DataFrame(rows.values())
+        folders = sorted(BASELINES.glob(f"{name}/seed*"))
+        entries = [results.read_scores(folder)["scores"] for folder in folders]
+        new = [entry["beta_vae_paper"]["score"] for entry in entries if "beta_vae_paper" in entry]
+        scores = new or published.get(row, {}).get("beta_vae_paper", [])
+        rows += [(name, score) for score in scores]
+    return pd.DataFrame(rows, columns=["config", "beta_vae_paper"])
 
 
 def figure6(frame: pd.DataFrame) -> tuple[Table, dict[str, tuple[float, ...]]]:
@@ -299,16 +288,13 @@ def figure6(frame: pd.DataFrame) -> tuple[Table, dict[str, tuple[float, ...]]]:
         frame: rows of baselines and of trained runs; those that FIGURE6 names are used.
     """
     scores = frame.reindex(columns=["config", "beta_vae_paper"]).dropna()
-    ours = results.summary(scores, ["beta_vae_paper"]).droplevel("column")
     rows, chart = [], {}
     for name, (row, paper, spread) in FIGURE6.items():
-        if name in ours.index:
-            mean, std, n = ours.loc[name] * [100, 100, 1]
-            chart[row] = mean, std, paper, spread
+        ours = 100 * scores.loc[scores["config"] == name, "beta_vae_paper"]
+        if len(ours):
+            chart[row] = ours.mean(), ours.std(), paper, spread
             published = f"{paper:g} ± {spread:g}".replace(" ± nan", "").replace("nan", "-")
-            rows.append([row, text(mean, std, 1), published, f"{n:.0f}"])
+            rows.append([row, text(ours.mean(), ours.std(), 1), published, str(len(ours))])
+    title = "Disentanglement metric of the beta-VAE paper, Figure 6"
     note = "Accuracy, mean ± standard deviation (ddof 1) over n seeds, beside the paper's numbers."
-    header = ["representation", "ours, %", "paper, %", "n"]
-    return Table(
-        "Disentanglement metric of the beta-VAE paper, Figure 6", note, header, rows
-    ), chart
+    return Table(title, note, ["representation", "ours, %", "paper, %", "n"], rows), chart

@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from scipy.stats import PermutationMethod, mannwhitneyu
 
-import files
 from figures.page import Table
 from metrics import LOWER_IS_BETTER, SCORES, udr
 from models.vae import gaussian_kl
@@ -89,13 +88,6 @@ def latent_kl(codes: np.ndarray, logvar: np.ndarray) -> np.ndarray:
     return gaussian_kl(mu, logvar).mean(0).numpy()
 
 
-def summary(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Mean, standard deviation (ddof 1) and number of runs: a row per (config, column)."""
-    long = frame.melt("config", list(columns), var_name="column")
-    grouped = long.groupby(["config", "column"], sort=False)["value"]
-    return grouped.agg(mean="mean", std="std", n="count")
-
-
 def against_baseline(frame: pd.DataFrame, baseline: str, columns: Sequence[str]) -> pd.DataFrame:
     """Which configurations differ from a baseline, by two-sided Mann-Whitney U tests.
 
@@ -107,15 +99,17 @@ def against_baseline(frame: pd.DataFrame, baseline: str, columns: Sequence[str])
     for column in columns:
         groups = {name: runs.dropna() for name, runs in frame.groupby("config", sort=False)[column]}
         groups = {name: runs for name, runs in groups.items() if len(runs) >= SMALLEST_GROUP}
-        reference, p = groups.pop(baseline, None), {}
-        for name, runs in groups.items() if reference is not None else ():
+        reference = groups.pop(baseline, None)
+        if reference is None:
+            continue
+        p = pd.Series(dtype=float)
+        for name, runs in groups.items():
             splits = math.comb(len(runs) + len(reference), len(runs))
             method = PermutationMethod(n_resamples=ALL_SPLITS) if splits <= ALL_SPLITS else "auto"
-            p[name] = float(mannwhitneyu(runs, reference, method=method).pvalue)
-        corrected = 0.0
-        for rank, name in enumerate(sorted(p, key=p.get)):
-            corrected = max(corrected, min(1.0, (len(p) - rank) * p[name]))
-            rows.append((name, column, p[name], corrected))
+            p[name] = mannwhitneyu(runs, reference, method=method).pvalue
+        p = p.sort_values(kind="stable")
+        holm = (p * np.arange(len(p), 0, -1)).clip(upper=1).cummax()
+        rows += [(name, column, p[name], holm[name]) for name in p.index]
     return pd.DataFrame(rows, columns=["config", "column", "p", "p_holm"])
 
 
@@ -162,27 +156,18 @@ def markdown(table: Table) -> str:
     return "".join([lines[0], "|---" * len(table.header) + "|\n", *lines[1:]])
 
 
-def write_tables(path: Path, tables: dict[str, Table]) -> None:
-    """Replace the tables between markers in a document by those of the same name."""
-    old = new = path.read_text(encoding="utf-8")
-    for name, table in tables.items():
-        new = replace_between_markers(new, name, markdown(table))
-    if new != old:
-        files.write(path, new)
-
-
-def replace_between_markers(document: str, name: str, table: str) -> str:
-    """`document` with the table between `<!-- table: NAME -->` and `<!-- end -->` replaced.
+def replace_tables(document: str, tables: dict[str, str]) -> str:
+    """`document` with new tables between `<!-- table: NAME -->` and `<!-- end -->`.
 
     Raises:
-        ValueError: the end marker is missing.
+        ValueError: an end marker is missing.
     """
-    start = f"<!-- table: {name} -->"
-    before, marker, rest = document.partition(start)
-    if not marker:
-        return document
-    inside, end, after = rest.partition("<!-- end -->")
-    if not end or "<!-- table:" in inside:
-        raise ValueError(f"the marker '{start}' has no '<!-- end -->' behind it")
-    after = replace_between_markers(after, name, table)  # a table may occur twice
-    return f"{before}{start}\n\n{table}\n{end}{after}"
+    start, *parts = document.split("<!-- table: ")
+    for index, part in enumerate(parts):
+        name, _, rest = part.partition(" -->")
+        _, end, after = rest.partition("<!-- end -->")
+        if not end:
+            raise ValueError(f"the marker '<!-- table: {name} -->' has no '<!-- end -->' behind it")
+        if name in tables:
+            parts[index] = f"{name} -->\n\n{tables[name]}\n<!-- end -->{after}"
+    return "<!-- table: ".join([start, *parts])
