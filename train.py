@@ -21,7 +21,7 @@ import config
 import files
 import runs
 from data import Batches, ImageData, mix
-from figures.charts import loss_curves, score_curves
+from figures.charts import log_curves
 from figures.latents import fixed_noise
 from figures.motion import frame, training_gif
 from training.checkpoint import refuse_non_finite, restore, save_checkpoint
@@ -197,9 +197,10 @@ def draw(folder: Path, model: nn.Module, data: ImageData, title: str) -> None:
     """Write all pictures of a trained model into the folder of its run."""
     pictures = runs.draw(model, data, title)
     if (folder / "log.csv").exists():
-        pictures["curves.png"] = loss_curves(read_log(folder / "log.csv"), title=title)
+        pictures["curves.png"] = log_curves(read_log(folder / "log.csv"), title=title)
     if (folder / "scores.csv").exists():
-        pictures["scores.png"] = score_curves(read_log(folder / "scores.csv"), title=title)
+        scores, panels = read_log(folder / "scores.csv"), {"Score": ".+"}
+        pictures["scores.png"] = log_curves(scores, title=title, panels=panels)
     frames = [(step, path.read_bytes()) for step, path in frames_in(folder / "frames")]
     frames = frames or [(0, frame(model, fixed_noise(model, FRAME_SPRITES)))]  # they were deleted
     pictures["training.gif"] = training_gif(frames, title=title)  # last: all others are there

@@ -63,41 +63,33 @@ def to_bytes(figure: Figure) -> bytes:
     return to_png(Image.open(data).convert("RGB"))
 
 
-def loss_curves(log: pd.DataFrame, *, title: str) -> bytes:
-    """Draw the terms of a training log as a PNG. Raises ValueError if there is no row or term."""
-    terms, panels = _terms(log), {}
-    left = [term for term in terms if term not in UNDRAWN] or terms
-    for name, pattern in PANELS.items():
-        panels[name] = [term for term in left if re.fullmatch(pattern, term)]
-        left = [term for term in left if term not in panels[name]]
-    return _draw_panels(log, panels, title)
+@styled
+def log_curves(log: pd.DataFrame, *, title: str, panels: dict[str, str] = PANELS) -> bytes:
+    """Draw each column of a log as a running mean with its name and last value: a PNG.
 
+    Args:
+        panels: title of a panel -> pattern of its columns, unless an earlier panel has them.
 
-def score_curves(scores: pd.DataFrame, *, title: str) -> bytes:
-    """Draw scores over training as a PNG. Raises ValueError if there is no row or score."""
-    return _draw_panels(scores, {"Score": _terms(scores)}, title)
-
-
-def _terms(log: pd.DataFrame) -> list[str]:
-    """Return the columns with numbers, without those that count."""
+    Raises:
+        ValueError: there is no row or no column with numbers.
+    """
     numbers = log.select_dtypes("number").dropna(axis="columns", how="all")
     terms = [name for name in numbers if name not in ("step", "images", "minutes")]
     if not terms:
         raise ValueError("the log has no numbers to draw; at least one row with a term is needed")
-    return terms
+    left, columns_of = [term for term in terms if term not in UNDRAWN] or terms, {}
+    for name, pattern in panels.items():
+        if columns := [term for term in left if re.fullmatch(pattern, term)]:
+            columns_of[name] = columns
+        left = [term for term in left if term not in columns]
 
-
-@styled
-def _draw_panels(log: pd.DataFrame, panels: dict[str, list[str]], title: str) -> bytes:
-    """Draw each column as a running mean with its name and last value, in the panels with any."""
-    panels = {name: columns for name, columns in panels.items() if columns}
     window = 2 * (len(log) // POINTS) + 1
     images, steps = log["images"].iloc[-1], log["step"].iloc[-1]
     note = f"Running mean of {window} rows; {images:,} images in {steps:,} steps."
-    heights = [max(1.4, 0.4 + 0.15 * len(columns)) for columns in panels.values()]  # of legends
+    heights = [max(1.4, 0.4 + 0.15 * len(columns)) for columns in columns_of.values()]  # of legends
     figure = new_figure(title, note, NARROW, 0.45 + sum(heights))
-    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    for ax, (name, columns) in zip(axes, panels.items(), strict=True):
+    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for ax, (name, columns) in zip(axes, columns_of.items(), strict=True):
         smooth = log[columns].rolling(window, center=True, min_periods=1).mean()
         last = smooth.ffill().iloc[-1].sort_values(ascending=False, kind="stable")
         inactive = last.index[last.index.str.contains(r"_\d+$") & (last < ACTIVE_NATS)]

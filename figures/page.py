@@ -11,7 +11,6 @@ from figures.canvas import mosaic, to_png
 from figures.latents import heading, sweep
 
 VALUES = 13  # positions of a slider
-LIMIT = 5_000_000  # bytes of a page
 
 
 class Table(NamedTuple):
@@ -69,17 +68,8 @@ def _uri(data: bytes) -> str:
 
 
 def _render(template: str, pictures: dict[str, bytes], content: dict[str, Any]) -> bytes:
-    """Fill a template; a picture that would take the page over LIMIT is named instead of shown."""
+    """Fill a template."""
     loader, undefined = jinja2.PackageLoader("figures"), jinja2.StrictUndefined
     environment = jinja2.Environment(loader=loader, undefined=undefined, autoescape=True)
-    fill = environment.get_template(template).render
-    shown = dict.fromkeys(pictures, "")
-    room = LIMIT - len(fill(content, pictures=shown).encode())
-    for caption, data in pictures.items():
-        uri = _uri(data)
-        if len(uri) <= room:
-            shown[caption] = uri
-            room -= len(uri)
-    if room < 0:
-        raise ValueError(f"the page is {-room:,} bytes larger than the {LIMIT:,} that are allowed")
-    return fill(content, pictures=shown).encode()
+    shown = {caption: _uri(data) for caption, data in pictures.items()}
+    return environment.get_template(template).render(content, pictures=shown).encode()
