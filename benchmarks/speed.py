@@ -7,7 +7,6 @@ Plain is float32, torch's own layers, a DataLoader with workers, one backward pa
 import argparse
 import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -33,11 +32,11 @@ from models.vae import gaussian_kl
 from training.device import choose_device, hardware
 from training.folder import provenance
 from training.log import Window
-from training.processes import average
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 IMAGES = 50_000  # of the plain loop; all images unpacked take 3 GB
 STEPS = 20  # between two readings of the clock
+ROUNDS, SECONDS = 2, 8  # measurements of each kind, and the length of one
 CASES = {  # configuration -> batch size
     "twoD": 128,
     "twoD_infogan": 64,
@@ -51,41 +50,36 @@ def main() -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
-    parser.add_argument("--rounds", type=int, default=2, help="measurements of each kind")
-    parser.add_argument("--seconds", type=float, default=8, help="length of a measurement")
     parser.add_argument("--json", type=Path, help="file for the numbers")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return runs.exit_code("speed.py", lambda: compare(parser.parse_args()))
 
 
 def compare(options: argparse.Namespace) -> int:
     """Measure all cases in child processes; print a line for each and write JSON."""
-    device = choose_device(options.device)
     load_dataset("dsprites")  # rendered and cached before the first measurement
-    report = {"hardware": hardware(device)} | provenance() | {"images_per_s": {}}
+    report = {"hardware": hardware(choose_device("auto"))} | provenance() | {"images_per_s": {}}
     print(report["hardware"])
     for case in options.cases:
         speeds: dict[str, list[float]] = {"plain": [], "ours": []}
-        for kind in [*speeds] * options.rounds:
+        for kind in [*speeds] * ROUNDS:
             with ProcessPoolExecutor(1, get_context("spawn")) as child:
-                result = child.submit(measure, case, kind, options.seconds, device).result()
-            speeds[kind].append(result)
+                speeds[kind].append(child.submit(measure, case, kind).result())
         before, after = map(median, speeds.values())
-        print(
-            f"{case:<24}{before:>6,.0f} -> {after:,.0f} images/s: {after / before:.1f}x", flush=True
-        )
+        line = f"{case:<24}{before:>6,.0f} -> {after:,.0f} images/s: {after / before:.1f}x"
+        print(line, flush=True)
         report["images_per_s"][case] = speeds
     if options.json:
         files.write(options.json, json.dumps(report, indent=1) + "\n")
     return 0
 
 
-def measure(case: str, kind: str, seconds: float, device: torch.device) -> float:
-    size = CASES[case]
+def measure(case: str, kind: str) -> float:
+    """Images per second of the loop `plain` or `ours`."""
+    size, device = CASES[case], choose_device("auto")
     values = runs.resolve(CONFIG / f"{case}.yaml", [f"train.batch_size={size}"])
     torch.manual_seed(0)
     work = {"plain": plain, "ours": ours}[kind](values, device)
-    speeds, end = [], time.perf_counter() + seconds
+    speeds, end = [], time.perf_counter() + SECONDS
     while time.perf_counter() < end or len(speeds) < 3:
         start = time.perf_counter()
         work()
@@ -100,14 +94,12 @@ def ours(values: dict[str, Any], device: torch.device) -> Callable[[], None]:
     data, model = runs.build(values, device)
     batches = Batches(len(data), values["train"]["batch_size"], seed=0)
     steps, window = itertools.count(), Window(device)
-    model.train()
 
     def work() -> None:
         for step in itertools.islice(steps, STEPS):
             torch.manual_seed(mix(0, step, 0))
-            window.add(average(model.train_step(data.batch(batches[step], model.dtype), step)))
+            window.add(model.train_step(data.batch(batches[step], model.dtype), step))
         window.mean()
-        window.reset()
 
     return work
 
@@ -117,15 +109,19 @@ def plain(values: dict[str, Any], device: torch.device) -> Callable[[], None]:
     data, size = load_dataset(**values["dataset"]), values["train"]["batch_size"]
     model = build_model(data.image_shape, values["model"], values["objective"], len(data))
     images = TensorDataset(data.batch(torch.arange(IMAGES), torch.uint8))
-    workers = {"num_workers": 2 if os.cpu_count() < 8 else 8, "persistent_workers": True}
-    loader = DataLoader(images, size, shuffle=True, drop_last=True, **workers)
+    options = {"shuffle": True, "drop_last": True, "num_workers": 2, "persistent_workers": True}
+    batches = itertools.chain.from_iterable(itertools.repeat(DataLoader(images, size, **options)))
     step = (plain_infogan if isinstance(model, InfoGAN) else plain_vae)(model.to(device))
-    batches = itertools.chain.from_iterable(itertools.repeat(loader))
-    return lambda: [step(x.to(device).float()) for (x,) in itertools.islice(batches, STEPS)]
+
+    def work() -> None:
+        for (x,) in itertools.islice(batches, STEPS):
+            step(x.to(device).float())
+
+    return work
 
 
 def plain_vae(vae: VAE) -> Callable[[Tensor], None]:
-    """A training step of a beta-VAE, or of FactorVAE, whose discriminator steps by itself."""
+    """A step of a beta-VAE, or of FactorVAE, whose discriminator takes its own step."""
     optimizer = torch.optim.Adam([*vae.encoder.parameters(), *vae.decoder.parameters()], lr=5e-4)
     discriminator = getattr(vae.objective, "discriminator", None)
     optimizer_d = discriminator and torch.optim.Adam(discriminator.parameters(), lr=1e-4)
@@ -139,7 +135,7 @@ def plain_vae(vae: VAE) -> Callable[[Tensor], None]:
             return update(optimizer, loss)
         update(optimizer, loss + 35 * discriminator(z).mean())
         real, fake = discriminator(z.detach()), discriminator(permute_latents(z.detach()))
-        return update(optimizer_d, 0.5 * (F.softplus(-real) + F.softplus(fake)).mean())
+        update(optimizer_d, 0.5 * (F.softplus(-real) + F.softplus(fake)).mean())
 
     return step
 

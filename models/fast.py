@@ -2,7 +2,6 @@
 
 import ctypes
 import sys
-from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
@@ -23,26 +22,24 @@ Geometry = tuple[int, int]  # stride and padding, equal in both directions
 
 
 def accelerate(model: nn.Module) -> nn.Module:
-    """Make the convolutions of a model use the kernels of this file; changes and returns the model.
+    """Make the convolutions of a model on a CPU use the kernels of this file; returns the model.
 
-    Layers that the kernels do not cover stay as they are, and so do all on another device.
+    Layers that the kernels do not cover stay as they are.
     """
     fast = {kind.__base__.forward: kind for kind in (Conv2d, ConvTranspose2d, Sequential)}
     for module in model.modules():
         kind = fast.get(type(module).forward)  # None for a layer with a forward of its own
         if kind is Sequential or (kind and _is_covered(module)):
-            # Spectral norm has made a subclass of the layer, which must stay among the bases.
-            bases = kind, type(module)
-            plain = bases[1] is kind.__base__
-            module.__class__ = kind if plain else type(kind.__name__, bases, {})
+            # spectral norm has made a subclass of the layer, which must stay among the bases
+            module.__class__ = type(kind.__name__, (kind, type(module)), {})
     return model
 
 
 class _Conv(torch.autograd.Function):
     """A (transposed) convolution and the leaky ReLU behind it (slope 0: ReLU, slope 1: none).
 
-    The library can apply the activation before it writes the result. In bfloat16 a separate one
-    takes as long as a large convolution.
+    oneDNN can apply the activation before it writes the result. In bfloat16 a separate one takes as
+    long as a large convolution.
     """
 
     @staticmethod
@@ -83,7 +80,7 @@ class _Conv(torch.autograd.Function):
                 grad_weight = _weight_gradient(x, weight, grad, geometry)
             return grad_x, grad_weight, grad_bias, None, None, None
         # A transposed convolution has the gradients of a convolution with input and output gradient
-        # swapped. The library takes two to four times as long for the weight's.
+        # swapped. oneDNN takes two to four times as long for the weight's.
         few = _has_few_channels(weight, geometry)
         if few:
             grad, weight = _fold(F.pad(grad, [geometry[1]] * 4)), _fold(weight)
@@ -275,11 +272,12 @@ class Sequential(nn.Sequential):
     """nn.Sequential that computes a layer above and the activation behind it in one operator."""
 
     def forward(self, x: Tensor) -> Tensor:
-        layers = iter(zip_longest(self, list(self)[1:]))
-        for layer, after in layers:
-            if isinstance(layer, Conv2d | ConvTranspose2d) and isinstance(after, ACTIVATIONS):
-                x = layer(x, slope=getattr(after, "negative_slope", 0.0))
-                next(layers)
+        layers = list(self)
+        while layers:
+            layer = layers.pop(0)
+            is_fast = isinstance(layer, Conv2d | ConvTranspose2d)
+            if is_fast and layers and isinstance(layers[0], ACTIVATIONS):
+                x = layer(x, slope=getattr(layers.pop(0), "negative_slope", 0.0))
             else:
                 x = layer(x)
         return x

@@ -14,7 +14,6 @@ from torch.nn.utils.parametrizations import spectral_norm
 from models.networks import Shape, SpatialBroadcast, conv, depth_of, upconv
 
 INIT_STD = 0.02  # of the first weights of "seed" and "sn", as in the code of both papers
-Layer = Callable[[int, int], nn.Module]  # (inputs, outputs)
 Norm = Callable[[nn.Module], nn.Module]
 
 
@@ -31,13 +30,6 @@ class Discriminator(nn.Module):
         return self.d_head(features).float().flatten(), self.q_head(features).float().flatten(1)
 
 
-def _rows(
-    widths: list[int], layer: Layer, after: Callable[[int], tuple[nn.Module, ...]]
-) -> list[nn.Module]:
-    """For each pair of widths one row: the layer and what comes after it."""
-    return [nn.Sequential(layer(*pair), *after(pair[1])) for pair in pairwise(widths)]
-
-
 def _leaky(slope: float) -> nn.Module:
     return nn.LeakyReLU(slope, inplace=True)
 
@@ -48,17 +40,18 @@ def seed_generator(inputs: int, image_shape: Shape) -> nn.Sequential:
     On a 1x1 map an upconv is a matrix product, so the first three rows are products.
     """
 
-    def dense(inputs: int, outputs: int, norm: nn.Module, *shape: nn.Module) -> nn.Sequential:
-        layer = nn.Linear(inputs, outputs, bias=False)
-        return nn.Sequential(layer, *shape, norm, nn.ReLU(inplace=True))
+    def row(*layers: nn.Module) -> nn.Sequential:
+        return nn.Sequential(*layers, nn.ReLU(inplace=True))
+
+    def dense(inputs: int, outputs: int) -> nn.Module:
+        return nn.Linear(inputs, outputs, bias=False)
 
     widths = [128] + [64] * (depth_of(image_shape) - 2) + [32]
-    layer = functools.partial(upconv, bias=False)
     return nn.Sequential(
-        dense(inputs, 256, nn.BatchNorm1d(256)),  # 1
-        dense(256, 256, nn.BatchNorm1d(256)),  # 1
-        dense(256, 128 * 4 * 4, nn.BatchNorm2d(128), nn.Unflatten(1, (128, 4, 4))),  # 4
-        *_rows(widths, layer, lambda width: (nn.BatchNorm2d(width), nn.ReLU(inplace=True))),
+        row(dense(inputs, 256), nn.BatchNorm1d(256)),  # 1
+        row(dense(256, 256), nn.BatchNorm1d(256)),  # 1
+        row(dense(256, 128 * 4 * 4), nn.Unflatten(1, (128, 4, 4)), nn.BatchNorm2d(128)),  # 4
+        *(row(upconv(i, o, bias=False), nn.BatchNorm2d(o)) for i, o in pairwise(widths)),
         nn.Sequential(upconv(32, image_shape[0]), nn.Tanh()),  # 64
     )
 
@@ -87,14 +80,18 @@ def seed_discriminator(image_shape: Shape, parameters: int) -> Discriminator:
 def sn_generator(inputs: int, image_shape: Shape) -> nn.Sequential:
     """FC 128, FC 4*4*64 (ReLU), 4x4 upconv 64, 32, 32 (leaky ReLU 0.2), C, sigmoid; batch norm."""
 
-    def dense(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
-        return nn.Linear(inputs, outputs), nn.ReLU(inplace=True), nn.BatchNorm1d(outputs)
+    def dense(inputs: int, outputs: int, *shape: nn.Module) -> nn.Sequential:
+        layers = nn.Linear(inputs, outputs), nn.ReLU(inplace=True), nn.BatchNorm1d(outputs)
+        return nn.Sequential(*layers, *shape)
+
+    def up(inputs: int, outputs: int) -> nn.Sequential:
+        return nn.Sequential(upconv(inputs, outputs), _leaky(0.2), nn.BatchNorm2d(outputs))
 
     widths = [64, 64] + [32] * (depth_of(image_shape) - 2)
     return nn.Sequential(
-        nn.Sequential(*dense(inputs, 128)),
-        nn.Sequential(*dense(128, 4 * 4 * 64), nn.Unflatten(1, (64, 4, 4))),  # 4
-        *_rows(widths, upconv, lambda width: (_leaky(0.2), nn.BatchNorm2d(width))),  # 8, 16, 32
+        dense(inputs, 128),
+        dense(128, 4 * 4 * 64, nn.Unflatten(1, (64, 4, 4))),  # 4
+        *(up(*pair) for pair in pairwise(widths)),  # 8, 16, 32
         nn.Sequential(upconv(32, image_shape[0]), nn.Sigmoid()),  # 64
     )
 
@@ -111,7 +108,7 @@ def _no_norm(layer: nn.Module) -> nn.Module:
 def _sn_trunk(channels: int, depth: int, norm: Norm) -> nn.Sequential:
     """4x4 conv 32, 32, 64, 64 (stride 2) and FC 128, leaky ReLU 0.2."""
     widths = [channels] + [32] * (depth - 2) + [64, 64]
-    rows = _rows(widths, lambda *pair: norm(conv(*pair)), lambda _: (_leaky(0.2),))
+    rows = [nn.Sequential(norm(conv(*pair)), _leaky(0.2)) for pair in pairwise(widths)]
     last = nn.Sequential(norm(nn.Linear(64 * 4 * 4, 128)), _leaky(0.2))
     return nn.Sequential(*rows, nn.Flatten(), last)  # 32, 16, 8, 4
 
@@ -133,15 +130,16 @@ def pair_discriminator(image_shape: Shape, codes: int) -> nn.Sequential:
 def broadcast_generator(inputs: int, image_shape: Shape) -> nn.Sequential:
     """Spatial broadcast to 128 maps of 16x16, 1x1 conv 64, 64, 4x4 upconv 32, C, sigmoid."""
 
-    def after(outputs: int) -> tuple[nn.Module, ...]:
-        return nn.BatchNorm2d(outputs), _leaky(0.2)
+    def row(layer: nn.Module, outputs: int) -> nn.Sequential:
+        return nn.Sequential(layer, nn.BatchNorm2d(outputs), _leaky(0.2))
 
     widths = [64] + [32] * (depth_of(image_shape) - 3)
     return nn.Sequential(
         # in place on a permuted view, this activation would change the gradient's memory format
         nn.Sequential(SpatialBroadcast(inputs, 128, 16), nn.LeakyReLU(0.2)),  # 16
-        *_rows([128, 64, 64], functools.partial(nn.Conv2d, kernel_size=1), after),  # 16, 16
-        *_rows(widths, upconv, after),  # 32
+        row(nn.Conv2d(128, 64, 1), 64),  # 16
+        row(nn.Conv2d(64, 64, 1), 64),  # 16
+        *(row(upconv(i, o), o) for i, o in pairwise(widths)),  # 32
         nn.Sequential(upconv(widths[-1], image_shape[0]), nn.Sigmoid()),  # 64
     )
 
