@@ -47,15 +47,11 @@ CASES = {  # configuration -> batch size
 
 
 def main() -> int:
-    """Run the command line; returns the exit code."""
+    """Measure all cases in child processes; print a line for each and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument("--json", type=Path, help="file for the numbers")
-    return runs.exit_code("speed.py", lambda: compare(parser.parse_args()))
-
-
-def compare(options: argparse.Namespace) -> int:
-    """Measure all cases in child processes; print a line for each and write JSON."""
+    options = parser.parse_args()
     load_dataset("dsprites")  # rendered and cached before the first measurement
     report = {"hardware": hardware(choose_device("auto"))} | provenance() | {"images_per_s": {}}
     print(report["hardware"])
@@ -131,11 +127,10 @@ def plain_vae(vae: VAE) -> Callable[[Tensor], None]:
         z = mu + torch.randn_like(mu) * (0.5 * logvar).exp()
         recon = F.binary_cross_entropy_with_logits(vae.decoder(z), x, reduction="sum") / len(x)
         loss = recon + 4 * gaussian_kl(mu, logvar).sum(1).mean()
-        if not discriminator:
-            return update(optimizer, loss)
-        update(optimizer, loss + 35 * discriminator(z).mean())
-        real, fake = discriminator(z.detach()), discriminator(permute_latents(z.detach()))
-        update(optimizer_d, 0.5 * (F.softplus(-real) + F.softplus(fake)).mean())
+        update(optimizer, loss + 35 * discriminator(z).mean() if discriminator else loss)
+        if discriminator:
+            real, fake = discriminator(z.detach()), discriminator(permute_latents(z.detach()))
+            update(optimizer_d, 0.5 * (F.softplus(-real) + F.softplus(fake)).mean())
 
     return step
 

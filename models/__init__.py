@@ -29,7 +29,7 @@ __all__ = ["MODELS", "NETWORKS", "OBJECTIVES", "VAE", "InfoGAN", "build_model", 
 
 
 def needs_objective(model: str) -> bool:
-    """Whether the configuration's section `objective` chooses the loss of this model."""
+    """Whether the section `objective` of a configuration chooses the loss of this model."""
     return "objective" in inspect.signature(MODELS[model]).parameters
 
 
@@ -51,16 +51,15 @@ def build_model(
     if objective is not None:
         default = inspect.signature(constructor).parameters["latent_dim"].default
         facts = {"latent_dim": settings.get("latent_dim", default), "dataset_size": dataset_size}
-        settings["objective"] = _objective(objective, facts)
+        settings["objective"] = _objective(facts, **objective)
     return constructor(image_shape, **settings)
 
 
-def _objective(section: dict[str, Any], facts: dict[str, int | None]) -> Callable[..., Any]:
+def _objective(facts: dict[str, int | None], name: str, **settings: Any) -> Callable[..., Any]:
     """The objective of a section; it gets those facts that its signature names."""
-    settings = dict(section)
-    objective = OBJECTIVES[settings.pop("name")]
+    objective = OBJECTIVES[name]
     arguments = inspect.signature(objective).parameters
-    settings |= {name: value for name, value in facts.items() if name in arguments}
+    settings |= {key: value for key, value in facts.items() if key in arguments}
     if not inspect.isclass(objective):
         return functools.partial(objective, **settings)
     with torch.random.fork_rng(devices=[]):  # a VAE's first weights depend on its seed alone

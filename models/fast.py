@@ -94,10 +94,7 @@ class _Conv(torch.autograd.Function):
 
 
 def _needs(ctx) -> list[bool]:
-    """Whether backward uses the gradient of the input, the weight and the bias.
-
-    A pass that is restricted by `inputs` uses fewer than ctx.needs_input_grad says.
-    """
+    """Whether backward(inputs=...) uses the gradient of the input, the weight and the bias."""
     needs = list(ctx.needs_input_grad[:3])
     for i, (node, _) in enumerate(ctx.next_functions[1:3], start=1):
         needs[i] = needs[i] and torch._C._will_engine_execute_node(node)
@@ -110,7 +107,6 @@ def _settings(geometry: Geometry, transposed: bool = False) -> tuple:
 
 
 def _leaky(x: Tensor, slope: float) -> Tensor:
-    """Leaky ReLU in place (slope 1: no change)."""
     return x if slope == 1 else F.leaky_relu_(x, slope)
 
 
@@ -148,8 +144,7 @@ def _input_gradient(x: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry)
     for i in range(weight.shape[2]):
         for j in range(weight.shape[3]):
             out[:, i : i + rows, j : j + columns] += patches[:, :, :, i, j]
-    out = out[:, pad : pad + height, pad : pad + width]
-    return out.permute(0, 3, 1, 2).to(x.dtype)
+    return out[:, pad : pad + height, pad : pad + width].permute(0, 3, 1, 2).to(x.dtype)
 
 
 def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
@@ -177,16 +172,13 @@ def _patches(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _has_few_channels(weight: Tensor, geometry: Geometry) -> bool:
-    """Whether a (many, few, k, k) weight is applied to blocks of 2x2 pixels."""
+    """Whether a (many, few, 4, 4) weight of stride 2 becomes 2x2 of stride 1 over 2x2 blocks."""
     few = weight.shape[1] <= FEW_CHANNELS and weight.shape[2:] == (4, 4)
     return few and geometry in ((2, 0), (2, 1))
 
 
 def _fold(x: Tensor) -> Tensor:
-    """Blocks of 2x2 pixels become channels: (B, C, 2H, 2W) -> (B, 4C, H, W), channels last.
-
-    It turns a 4x4 kernel of stride 2 into a 2x2 kernel of stride 1. pixel_unshuffle is slower.
-    """
+    """Blocks of 2x2 pixels become channels: (B, C, 2H, 2W) -> (B, 4C, H, W), channels last."""
     batch, channels, height, width = x.shape
     x = x.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(0, 1, 3, 5, 2, 4)
     x = x.reshape(batch, 4 * channels, height // 2, width // 2)
@@ -227,7 +219,7 @@ def _to_few_channels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _operands(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
-    """Input, weight and bias as autocast converts them; views, because _needs refuses leaves."""
+    """Converted as by autocast; views, because _needs refuses leaves."""
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -235,7 +227,6 @@ def _operands(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, .
 
 
 def _is_covered(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
-    """Whether the kernels compute this layer: one group, no dilation, square padding with zeros."""
     square = len(set(layer.stride)) == len(set(layer.padding)) == 1  # false for padding "same"
     plain = layer.groups == 1 and set(layer.dilation) == {1} and set(layer.output_padding) == {0}
     return square and plain and layer.padding_mode == "zeros"
@@ -284,12 +275,8 @@ class Sequential(nn.Sequential):
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory, so that a step reuses the pages of the step before.
-
-    Otherwise each activation of several megabytes is a new mapping that the kernel must zero.
-    """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    mallopt = getattr(library, "mallopt", None)  # None on macOS, Windows and musl
-    if mallopt:
+    """Make glibc reuse the pages of large activations, which the kernel would zero at each step."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:  # None on musl
         mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: no mapping of its own below 1 GiB
         mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: keep up to 1 GiB of freed memory

@@ -71,11 +71,10 @@ class InfoGAN(nn.Module):
         cr_start: CountOrZero = 0,
     ):
         super().__init__()
-        self.latent_dim = continuous + len(categorical)
+        self.latent_dim, self.q_sizes = continuous + len(categorical), [continuous, *categorical]
         if self.latent_dim == 0:
             raise ValueError("model.continuous: 0 is not allowed without model.categorical")
         self.continuous, self.categorical, self.noise = continuous, tuple(categorical), noise
-        self.q_sizes = [continuous, *categorical]
         self.info_weight, self.instance_noise = info_weight, instance_noise
         self.r1, self.r1_every = r1, r1_every
         self.ema, self.cr_weight, self.cr_start = ema, cr_weight, cr_start
@@ -106,7 +105,7 @@ class InfoGAN(nn.Module):
         self.register_buffer("fixed_noise", self.sample_noise(1, torch.Generator().manual_seed(0)))
 
     def train(self, mode: bool = True) -> Self:
-        """As nn.Module's; eval() measures the averaged G's batch norm statistics on samples."""
+        """eval() also measures the averaged generator's batch norm statistics on samples."""
         super().train(mode)
         if not mode and self.averaged is not None:
             generator = torch.Generator(self.fixed_noise.device).manual_seed(0)
@@ -129,17 +128,17 @@ class InfoGAN(nn.Module):
             pairs, shared = self._pairs(n)
             inputs = torch.cat([inputs, pairs])  # (3B, inputs): one batch, one batch statistic
         with self.autocast(x):
-            images = self.generator(inputs)
-            terms = self._step_d(self._noisy(real), self._noisy(images[:n].detach()), z, penalise)
+            fake, images = self.generator(inputs).tensor_split([n])
+            terms = self._step_d(self._noisy(real), self._noisy(fake.detach()), z, penalise)
             if contrast:
-                self._update("cr", self._contrast(images[n:].detach(), shared))
-                cr = self._contrast(images[n:], shared)
-            terms |= self._step_g(self._noisy(images[:n]), z, cr)
+                self._update("cr", self._contrast(images.detach(), shared))
+                cr = self._contrast(images, shared)
+            terms |= self._step_g(self._noisy(fake), z, cr)
         if self.averaged is not None:
             self._average(step)
         if self.cr_weight > 0:
             terms["cr"] = cr
-        terms |= {"std_fake": _spread(images[:n]), "std_real": _spread(real)}
+        terms |= {"std_fake": _spread(fake), "std_real": _spread(real)}
         return {name: term.detach() for name, term in terms.items()}
 
     def _step_d(self, real: Tensor, fake: Tensor, z: Tensor, penalise: bool = False) -> Terms:
@@ -165,8 +164,8 @@ class InfoGAN(nn.Module):
     def _step_g(self, fake: Tensor, z: Tensor, cr: Tensor) -> Terms:
         logits, q = self._discriminate(fake, is_real=False)
         g_loss = F.softplus(-logits).mean()  # non-saturating: -log D(fake)
-        by_code, bound = self._code_losses(q, z)
-        q_loss = by_code.sum()
+        q_loss, bound = self._code_losses(q, z)
+        q_loss = q_loss.sum()
         self._update("g", g_loss + self.info_weight * q_loss + self.cr_weight * cr)
         terms = {"g_loss": g_loss, "q_loss": q_loss, "mi": bound.sum()}
         return terms | {f"mi_{j}": nats for j, nats in enumerate(bound)}
@@ -249,7 +248,7 @@ class InfoGAN(nn.Module):
         return torch.cat([*columns, noise], 1)
 
     def _to_network(self, x: Tensor) -> Tensor:
-        """Images in [0, 1] -> float32 images in the range of the network."""
+        """From [0, 1] to the range of the network, float32."""
         return self.low + (1 - self.low) * x.float()
 
     def _noisy(self, images: Tensor) -> Tensor:

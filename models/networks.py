@@ -1,7 +1,7 @@
 """The networks of the VAE: NETWORKS[name](image_shape, latent_dim) -> (encoder, decoder).
 
-An encoder maps images (B, C, H, W) in [0, 1] to mu and logvar, each (B, D) in float32. A decoder
-maps codes (B, D) to Bernoulli logits (B, C, H, W). Layers are given for images of 64x64 pixels.
+Encoder: images (B, C, H, W) in [0, 1] -> mu and logvar, each (B, D) float32. Decoder: codes (B, D)
+-> Bernoulli logits (B, C, H, W). Layers are given for images of 64x64 pixels.
 """
 
 from collections.abc import Callable
@@ -19,16 +19,13 @@ DEPTHS = {32: 3, 64: 4, 128: 5}  # side in pixels -> layers of stride 2 from an 
 
 
 def depth_of(image_shape: Shape) -> int:
-    """The number of layers of stride 2 from an image to a 4x4 map."""
     _, height, width = image_shape
     if height != width or height not in DEPTHS:
-        allowed = ", ".join(f"{side}x{side}" for side in DEPTHS)
-        raise ValueError(f"dataset: images of {height}x{width} are not allowed; allowed: {allowed}")
+        raise ValueError(f"dataset: images of {height}x{width}; allowed: 32x32, 64x64, 128x128")
     return DEPTHS[height]
 
 
 def relu_layers(layer: Callable[[int, int], nn.Module], widths: list[int]) -> list[nn.Module]:
-    """A layer for each pair of widths, each with a ReLU."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
         layers += [layer(inputs, outputs), nn.ReLU(inplace=True)]
@@ -69,8 +66,8 @@ def seed(image_shape: Shape, latent_dim: int) -> tuple[nn.Module, nn.Module]:
 class SpatialBroadcast(nn.Module):
     """A vector (B, inputs) copied to every position of a map (B, outputs, side, side).
 
-    It is a 1x1 convolution of the copies and of two channels of coordinates in [-1, 1], row first,
-    computed as the sum of two products. Each has first weights for its own number of inputs.
+    A 1x1 convolution of the copies and of two channels of coordinates in [-1, 1], row first, as
+    the sum of two products.
     """
 
     def __init__(self, inputs: int, outputs: int, side: int):
@@ -142,13 +139,10 @@ class AffineDecoder(nn.Module):
             return self.background + F.grid_sample(sprite, grid, align_corners=False)
 
     def sprite(self, z: Tensor) -> Tensor:
-        """z (B, D) -> logits of the sprite above the background's: (B, C, side / 2, side / 2).
-
-        The part that changes its sign under a quarter turn is removed. With it, two angles would
-        show the same ellipse.
-        """
+        """z (B, D) -> logits of the sprite above the background's: (B, C, side / 2, side / 2)."""
         blob = sum(self.blob.rot90(turns, (1, 2)) for turns in range(4)) / 4
         sprite = blob + self.draw(z[:, len(self.pose) - 1 :]).float()
+        # Remove what changes its sign under a quarter turn: two angles would show one ellipse.
         turned = [sprite.rot90(turns, (2, 3)) for turns in range(4)]
         return sprite - (turned[0] - turned[1] + turned[2] - turned[3]) / 4
 

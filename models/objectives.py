@@ -141,7 +141,7 @@ def dip_vae_i(
         lambda_d: weight of the squared distances of the variances from 1.
     """
     terms, q = elbo_terms(vae, x)
-    return _with_penalty(terms, q.mu.t().cov(correction=0), lambda_od, lambda_d)
+    return _with_penalty(terms, covariance(q.mu), lambda_od, lambda_d)
 
 
 def dip_vae_ii(
@@ -154,12 +154,17 @@ def dip_vae_ii(
         lambda_d: weight of the squared distances of the variances from 1.
     """
     terms, q = elbo_terms(vae, x)
-    covariance = q.mu.t().cov(correction=0) + q.logvar.exp().mean(0).diag()  # of z
-    return _with_penalty(terms, covariance, lambda_od, lambda_d)
+    matrix = covariance(q.mu) + q.logvar.exp().mean(0).diag()  # of z
+    return _with_penalty(terms, matrix, lambda_od, lambda_d)
+
+
+def covariance(mu: Tensor) -> Tensor:
+    """(B, D) -> (D, D) with divisor B, as in the paper's code; torch.cov waits for a GPU."""
+    centred = mu - mu.mean(0)
+    return centred.t() @ centred / len(mu)
 
 
 def _with_penalty(terms: Terms, matrix: Tensor, lambda_od: float, lambda_d: float) -> Loss:
-    """The loss with a covariance matrix (D, D), whose divisor is B as in the paper's code."""
     dip_d = (matrix.diagonal() - 1).square().sum()
     dip_od = matrix.square().sum() - matrix.diagonal().square().sum()
     loss = terms["recon"] + terms["kl"] + lambda_od * dip_od + lambda_d * dip_d

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 import runs
-from models import NETWORKS, build_model, fast
+from models import build_model, fast
 from models.fast import accelerate
 from models.gan_networks import GAN_NETWORKS
 from models.vae import bernoulli_nll
@@ -19,15 +19,11 @@ OURS, TORCHS = "_ConvBackward", "ConvolutionBackward0"
 LAYERS = [  # layer, size of its input, its operator without an activation
     (nn.Conv2d(1, 16, 4, 2, 1), (8, 10), OURS),  # few channels
     (nn.Conv2d(4, 8, 4, 2, bias=False), (8, 10), OURS),
-    (nn.Conv2d(6, 5, 4), (7, 7), OURS),  # small maps
-    (nn.Conv2d(6, 5, 4, 1, 1, bias=False), (3, 4), OURS),
+    (nn.Conv2d(6, 5, 4, 1, 1, bias=False), (3, 4), OURS),  # small maps
     (nn.Conv2d(6, 5, (3, 2)), (6, 5), OURS),
     (nn.Conv2d(6, 5, 4, 2), (14, 13), OURS),
-    (nn.Conv2d(6, 5, 4, 2, 1), (8, 9), OURS),
     (nn.Conv2d(8, 6, 4, 2, 1), (17, 19), TORCHS),  # others
-    (nn.Conv2d(1, 3, 4, 2, 2), (17, 19), TORCHS),
-    (nn.ConvTranspose2d(16, 32, 4, 2, 1), (4, 5), OURS),
-    (nn.ConvTranspose2d(32, 32, 4, 2, 1, bias=False), (8, 9), OURS),
+    (nn.ConvTranspose2d(16, 32, 4, 2, 1, bias=False), (4, 5), OURS),
     (nn.ConvTranspose2d(32, 1, 4, 2, 1), (6, 7), OURS),
     (nn.ConvTranspose2d(8, 3, 4, 2, 0), (5, 6), OURS),
 ]
@@ -91,39 +87,22 @@ def test_a_call_reads_a_weight_under_spectral_norm_once(settings):
     torch.testing.assert_close(u, expected)
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        type("Own", (nn.Conv2d,), {"forward": lambda self, x: -x})(4, 4, 3),
-        nn.Conv2d(4, 4, 3, groups=2),
-        nn.Conv2d(4, 4, 3, dilation=2),
-        nn.Conv2d(4, 4, 3, padding="same"),
-        nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
-        nn.ConvTranspose2d(4, 4, 3, 2, output_padding=1),
-    ],
-    ids=str,
-)
+OTHERS = [
+    type("Own", (nn.Conv2d,), {"forward": lambda self, x: -x})(4, 4, 3),
+    nn.Conv2d(4, 4, 3, groups=2),
+    nn.Conv2d(4, 4, 3, dilation=2),
+    nn.Conv2d(4, 4, 3, padding="same"),
+    nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
+    nn.ConvTranspose2d(4, 4, 3, 2, output_padding=1),
+]
+
+
+@pytest.mark.parametrize("layer", OTHERS, ids=str)
 def test_layers_that_the_kernels_do_not_cover_stay_as_they_are(layer):
     model = accelerated(nn.Sequential(layer, nn.ReLU()))
     assert type(model[0]) is type(layer)
     x = torch.randn(2, 4, 6, 6)
     assert torch.equal(model(x), layer(x).relu())
-
-
-def test_layers_between_a_convolution_and_an_activation_run_too():
-    layers = nn.Conv2d(3, 8, 4, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)
-    assert_same(nn.Sequential(*layers), torch.randn(5, 3, 12, 12))
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("side", [32, 64, 128])
-def test_accelerated_networks_of_a_vae_are_the_plain_ones(network, side):
-    torch.manual_seed(0)
-    encoder, decoder = NETWORKS[network]((3, side, side), 10)
-    if network == "affine":
-        nn.init.normal_(decoder.draw[-1].weight, std=0.1)
-    assert_same(nn.Sequential(encoder.trunk, encoder.head), torch.rand(3, 3, side, side))
-    assert_same(decoder, torch.randn(3, 10))
 
 
 @pytest.mark.parametrize("network", GAN_NETWORKS)

@@ -1,12 +1,10 @@
 """InfoGAN beside its training: networks, codes, encode and decode, refusals, warnings."""
 
 import copy
-import itertools
 import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Normal
 
@@ -63,11 +61,6 @@ def test_the_layers_of_the_seed_network():
     model = make("seed")
     sizes = [sum(p.numel() for p in m.parameters()) for m in (model.generator, model.discriminator)]
     assert sizes == [823_873, 2_888_390]  # the sums of the rows of the table
-    # a product on a vector is an upconv of a 1x1 map
-    generator, h = model.generator.eval(), torch.randn(3, 256)
-    kernel = generator[2][0].weight.T.reshape(256, 128, 4, 4)
-    upconv = F.conv_transpose2d(h[:, :, None, None], kernel, stride=2)  # (3, 128, 4, 4)
-    torch.testing.assert_close(generator[2][1](generator[2][0](h)), upconv, rtol=1e-4, atol=1e-5)
 
 
 def test_spectral_norm_is_on_every_layer_of_d_and_q_of_sn_alone():
@@ -121,14 +114,11 @@ def test_the_bound_of_a_uniform_code_is_its_entropy_less_its_cross_entropy(share
     assert bound == pytest.approx(nats, abs=0.01)
 
 
-def test_a_category_is_one_hot_for_the_generator():
+def test_samples_follow_the_prior_and_categories_are_one_hot():
     model = make(continuous=1, categorical=(3, 2), noise=1)
     z = torch.tensor([[0.5, 2, 0], [0.5, -2, 0.9]])
     inputs = model._inputs(z, torch.full((2, 1), 0.25))
     assert inputs.tolist() == [[0.5, 0, 0, 1, 1, 0, 0.25], [0.5, 1, 0, 0, 0, 1, 0.25]]
-
-
-def test_samples_follow_the_prior():
     model = make(continuous=2, categorical=(3,))
     z = model.sample(30_000, torch.Generator().manual_seed(0))
     assert z[:, :2].abs().max() <= 1
@@ -144,8 +134,6 @@ def test_traversals_keep_the_noise_fixed(network):
     z = model.sample(1).repeat(6, 1)
     images = model.decode(z)
     assert all(torch.equal(images[0], image) for image in images[1:])
-    z[:, 0] = torch.linspace(-2, 2, 6)
-    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(model.decode(z)))
     assert torch.equal(InfoGAN((1, 64, 64)).fixed_noise, model.fixed_noise)
     assert "fixed_noise" in model.state_dict()
 
@@ -197,7 +185,7 @@ def test_information_is_repeatable_and_leaves_the_model_alone(network):
     assert torch.equal(nats, model.information(x))
     assert torch.equal(random_state, torch.get_rng_state())
     assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
-    assert nats.numpy() == pytest.approx([-0.176] * 5, abs=0.25)  # an untrained Q knows nothing
+    assert nats.tolist() == pytest.approx([-0.176] * 5, abs=0.25)  # an untrained Q knows nothing
 
 
 def test_a_model_without_codes_is_refused():

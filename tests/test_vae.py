@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
 from models import NETWORKS, OBJECTIVES, InfoGAN, build_model
-from models.hyperparameters import log_linear
 from models.networks import DEPTHS, SpatialBroadcast
 from models.vae import gaussian_kl
 
@@ -66,7 +65,7 @@ def test_the_depth_of_every_network_follows_the_size(network, side):
 @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 64, 32), (3, 256, 256)])
 @pytest.mark.parametrize("model", ["vae", "infogan"])
 def test_images_of_another_size_are_refused(model, shape):
-    with pytest.raises(ValueError, match=rf"{shape[1]}x{shape[2]} .* 32x32, 64x64, 128x128"):
+    with pytest.raises(ValueError, match=rf"{shape[1]}x{shape[2]}; .* 32x32, 64x64, 128x128"):
         build_model(shape, {"name": model}, {"name": "vae"} if model == "vae" else None)
 
 
@@ -124,27 +123,23 @@ def test_the_sprite_learns_from_its_step_on():
     vae, x = make(network="affine", draw_from=2), images()
     draw = vae.decoder.draw
     before = [p.detach().clone() for p in draw.parameters()]
-    vae.train_step(x, 0)
     vae.train_step(x, 1)
     assert all(map(torch.equal, draw.parameters(), before))
     vae.train_step(x, 2)
     rate = vae.optimizers["vae"].param_groups[0]["lr"]
     moved = (draw[-1].weight - before[-2]).abs().max().item()
-    assert moved == pytest.approx(rate, rel=0.01)  # Adam's first step, not its third
+    assert moved == pytest.approx(rate, rel=0.01)  # Adam's first step, not its second
     vae.train_step(x, 3)
     assert all((p != b).any() for p, b in zip(draw.parameters(), before, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"network": "affine", "latent_dim": 4}, r"latent_dim: 4 is not .* affine; allowed: 5 or"),
-        ({"draw_from": 5}, r"model.draw_from: 5 is not .* network seed; allowed: 0"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        make(**settings)
+def test_settings_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"latent_dim: 4 is not .* affine; allowed: 5 or"):
+        make(network="affine", latent_dim=4)
+    with pytest.raises(ValueError, match=r"model.draw_from: 5 is not .* network seed; allowed: 0"):
+        make(draw_from=5)
+    with pytest.raises(ValueError, match=r"needs model.lr_decay_steps of 2 or more"):
+        make(lr_decay=0.1)
 
 
 def test_kl_is_that_of_torch_distributions():
@@ -189,15 +184,11 @@ def test_bfloat16_changes_the_terms_by_less_than_a_hundredth():
 
 
 def test_a_posterior_collapse_is_reported_after_the_first_steps():
-    vae = make("beta_vae", lr=1e-12)
-    torch.nn.init.zeros_(vae.encoder.head.weight)
-    torch.nn.init.zeros_(vae.encoder.head.bias)
-    texts = []
-    for step in (0, 1_999, 2_000):
-        terms = {name: float(term) for name, term in vae.train_step(images(), step).items()}
-        texts.append(vae.warnings(terms))
+    vae, texts = make(), []
+    for vae.step in (0, 1_999, 2_000):
+        texts.append(vae.warnings({"kl": 0.01}))
     assert texts[:2] == [[], []]  # the KL of a healthy training is as low at first
-    assert texts[2] == ["posterior collapse: the codes carry only 0.0000 nats about an image"]
+    assert texts[2] == ["posterior collapse: the codes carry only 0.0100 nats about an image"]
     assert vae.warnings({"kl": 3.0}) == []
 
 
@@ -213,15 +204,3 @@ def test_learning_rates_are_a_function_of_the_step(build):
     for step, share in ((0, 1.0), (10, 0.01), (5, 0.1), (50, 0.01)):
         model.train_step(images(), step)
         assert rates(model) == pytest.approx([rate * share for rate in start])
-
-
-def test_log_linear_passes_its_ends_and_its_geometric_mean():
-    values = [log_linear(100, 1, step, 10) for step in (0, 5, 10, 50)]
-    assert values == pytest.approx([100, 10, 1, 1])
-
-
-@pytest.mark.parametrize("name", ["vae", "infogan"])
-def test_a_decay_without_its_steps_is_refused(name):
-    objective = {"name": "vae"} if name == "vae" else None
-    with pytest.raises(ValueError, match=r"needs model.lr_decay_steps of 2 or more"):
-        build_model((1, 64, 64), {"name": name, "lr_decay": 0.1}, objective)
