@@ -104,14 +104,6 @@ def test_capacity_grows_linearly_and_beta_changes_log_linearly(step, share):
     assert "beta" not in loss_of(make("factor_vae"), step)[1]  # 1 throughout
 
 
-@pytest.mark.parametrize(("copies", "nats"), [(1, 0.0), (2, math.log(50)), (3, 2 * math.log(50))])
-def test_each_further_copy_of_a_code_adds_its_entropy_to_the_total_correlation(copies, nats):
-    # 50 images far apart along a line
-    parts = decompose_kl(posterior(torch.arange(50.0)[:, None].repeat(1, copies), 1e-3), 50)
-    assert parts["mi"].item() == pytest.approx(math.log(50), abs=1e-6)
-    assert parts["tc"].item() == pytest.approx(nats, abs=1e-6)
-
-
 @pytest.mark.parametrize("rho", [0.0, RHO])
 def test_the_parts_of_a_gaussian(rho):
     # z ~ N(0, [[1, rho], [rho, 1]]) as a mixture of 50,000 posteriors of deviation STD
