@@ -18,15 +18,12 @@ def checksum(array: np.ndarray) -> str:
 def cached(path: Path, make: Callable[[], np.ndarray], expected: str | None = None) -> np.ndarray:
     """Return the array in a cache file; make and save it if the file is missing or damaged.
 
-    Writing to the array does not change the file.
-
     Args:
         expected: the checksum of the array; None: no checksum is verified.
     """
-    files.remove_stale(path.parent)
     if path.exists():
         try:
-            array = np.lib.format.open_memmap(path, mode="c")
+            array = np.lib.format.open_memmap(path, mode="c")  # writing changes the copy in memory
             if expected is not None and checksum(array) != expected:
                 raise ValueError("its checksum is wrong")
             return array

@@ -37,14 +37,12 @@ def load_dsprites(
     if source == "render":
         if path is not None:
             raise ValueError(f"dataset.path: {path} is not allowed with dataset.source=render")
-        digest = RENDERED_CHECKSUM
-        packed = cached(cache_dir / "dsprites_rendered.npy", render, digest)
+        packed = cached(cache_dir / "dsprites_rendered.npy", render, RENDERED_CHECKSUM)
     else:
         file = Path(path or cache_dir / Path(OFFICIAL_URL).name).expanduser()
-        digest = None
         packed = cached(cache_dir / "dsprites_official.npy", lambda: read_official(file))
     images = PackedImages(torch.from_numpy(packed))
-    return ImageData("dsprites", images, GRID, levels=1, references=REFERENCES, digest=digest)
+    return ImageData("dsprites", images, GRID, levels=1, references=REFERENCES)
 
 
 def outlines() -> list[np.ndarray]:
@@ -64,18 +62,15 @@ def render() -> np.ndarray:
     The geometry was fitted to the published pictures; 3 pixels differ in 20,000 of them, where a
     vertex or an edge falls within the last bit of the publishers' arithmetic.
     """
-    shapes, scales, orientations, positions, _ = GRID.sizes
     packed = np.empty((*GRID.sizes, SIDE), ">u8")  # a word a pixel row
-    centre = 16 + 32 * np.arange(positions)[:, None] / (positions - 1)  # (32, 1), the same for x, y
-    with tqdm(total=shapes * scales * orientations, desc="render dSprites", delay=1) as bar:
-        for shape, (u, v) in enumerate(outlines()):
-            for scale in range(scales):
-                for orientation in range(orientations):
-                    size, angle = 0.5 + 0.1 * scale, 2 * np.pi * orientation / (orientations - 1)
-                    x = centre + size * (np.cos(angle) * u + np.sin(angle) * v)  # (32, V)
-                    y = centre + size * (np.cos(angle) * v - np.sin(angle) * u)
-                    packed[shape, scale, orientation] = _fill(_snap(x), _snap(y))
-                    bar.update()
+    centre = 16 + 32 * np.arange(32)[:, None] / 31  # (32, 1), the same for x and y
+    polygons, cells = outlines(), list(np.ndindex(GRID.sizes[:3]))
+    for shape, scale, orientation in tqdm(cells, desc="render dSprites", delay=1):
+        u, v = polygons[shape]
+        size, angle = 0.5 + 0.1 * scale, 2 * np.pi * orientation / 39
+        x = centre + size * (np.cos(angle) * u + np.sin(angle) * v)  # (32, V)
+        y = centre + size * (np.cos(angle) * v - np.sin(angle) * u)
+        packed[shape, scale, orientation] = _fill(_snap(x), _snap(y))
     return packed.view(np.uint8).reshape(len(GRID), BYTES)
 
 

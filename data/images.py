@@ -40,7 +40,6 @@ class FactorTable:
         return len(self.values)
 
     def factors(self, index: np.ndarray) -> np.ndarray:
-        """Return the factor values of some images: index (n,) -> (n, K)."""
         return self.values[index]
 
 
@@ -52,7 +51,6 @@ class PackedImages:
         self.shape = torch.Size((len(packed), *image_shape))
 
     def to(self, device: torch.device | str) -> "PackedImages":
-        """Return the same images with their bits on the device."""
         return PackedImages(self.packed.to(device), self.shape[1:])
 
     def batch(self, index: Tensor, dtype: torch.dtype) -> Tensor:
@@ -78,7 +76,6 @@ class ImageData:
     grid: FactorGrid | FactorTable | None
     levels: int = 255  # the uint8 value that means 1.0
     references: dict[str, int] = field(default_factory=dict)  # name -> index, see reference_images
-    digest: str | None = None  # the checksum of the images, if it is known
 
     def __post_init__(self) -> None:
         if self.grid is not None and len(self.grid) != len(self):
@@ -89,7 +86,6 @@ class ImageData:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Shape of one image, (C, H, W)."""
         return tuple(self.images.shape[1:])
 
     def batch(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -106,7 +102,7 @@ class ImageData:
     def fingerprint(self) -> str:
         """Checksum of the images, and the factors; equal only for equal data sets."""
         images = self.images.packed if isinstance(self.images, PackedImages) else self.images
-        return f"{self.digest or checksum(images.cpu().contiguous().numpy())} {self.grid}"
+        return f"{checksum(images.cpu().contiguous().numpy())} {self.grid}"
 
     def reference_images(self) -> dict[str, Tensor]:
         """Return the images that pictures start from: name -> (C, H, W) float32 in [0, 1]."""
@@ -119,5 +115,4 @@ class ImageData:
         return torch.randint(len(self), (n,), generator=torch.Generator().manual_seed(seed))
 
     def to(self, device: torch.device | str) -> "ImageData":
-        """Return the same data set with its images on the device."""
         return replace(self, images=self.images.to(device))

@@ -44,9 +44,7 @@ def load_npz(cache_dir: Path, *, path: str) -> ImageData:
     return ImageData("npz", images, _factors(sizes, factors, names))
 
 
-def _factors(
-    sizes: np.ndarray | None, factors: np.ndarray | None, names: np.ndarray | None
-) -> FactorGrid | FactorTable | None:
+def _factors(sizes, factors, names) -> FactorGrid | FactorTable | None:
     if sizes is None and factors is None and names is None:
         return None
     if (sizes is None) == (factors is None):
