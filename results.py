@@ -78,8 +78,7 @@ def udr_scores(runs: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarr
     codes, kl = [codes for codes, _ in runs], None
     if all(logvar is not None for _, logvar in runs):
         kl = [latent_kl(*run) for run in runs]
-    result = udr(codes, np.random.default_rng(0), kl=kl, num_samples=len(codes[0]))
-    return np.array(result.detail["scores"])
+    return np.array(udr(codes, np.random.default_rng(0), kl=kl, num_samples=len(codes[0])))
 
 
 def latent_kl(codes: np.ndarray, logvar: np.ndarray) -> np.ndarray:

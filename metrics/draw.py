@@ -80,7 +80,7 @@ def to_labels(samples: Samples, values: np.ndarray, num_bins: int) -> np.ndarray
     labels = np.empty(values.shape, dtype=np.int64)
     for k, column in enumerate(values.T):
         if samples.continuous[k]:
-            column = to_bins(column[:, None], num_bins)[:, 0]
+            column = to_bins(column, num_bins)
         labels[:, k] = np.unique(column, return_inverse=True)[1]
     return labels
 

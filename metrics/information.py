@@ -62,7 +62,7 @@ def modularity(
     info, _ = _binned_information(samples, rng, num_samples, num_bins, "modularity")
     squared, largest = info**2, (info**2).max(axis=1)
     others = (squared.sum(axis=1) - largest) / (len(samples.names) - 1)
-    per_code = np.where(largest > 0, 1 - others / np.where(largest > 0, largest, 1), 0)
+    per_code = 1 - np.divide(others, largest, out=np.ones_like(others), where=largest > 0)
     protocol = "Ridgeway & Mozer 2018, binned mean codes, all codes"
     kind = "mutual information / nats"
     return Result(per_code.mean(), protocol, samples.names, info, kind, per_code=per_code)
@@ -103,7 +103,7 @@ def mutual_info_score(
     """
     need(samples.num_codes > 1, "mutual_info_score needs two codes, not 1")
     x, _ = sample(samples, rng, num_samples, "mutual_info_score.num_samples")
-    bins = to_bins(x, num_bins)
+    bins = np.apply_along_axis(to_bins, 0, x, num_bins)
     info = mutual_information(bins, bins) * (1 - np.eye(samples.num_codes))
     score = info.sum() / (samples.num_codes**2 - samples.num_codes)
     return Result(score, "Locatello et al. 2019, lower is better")
@@ -154,7 +154,7 @@ def _binned_information(samples: Samples, rng, num_samples: int, num_bins: int, 
     """Mutual information (D, K) of binned codes with factors, and factor entropies (K,)."""
     x, y = sample(samples, rng, num_samples, f"{metric}.num_samples")
     labels = to_labels(samples, y, num_bins)
-    info = mutual_information(to_bins(x, num_bins), labels)
+    info = mutual_information(np.apply_along_axis(to_bins, 0, x, num_bins), labels)
     return info, np.array([entropy(np.bincount(column)) for column in labels.T])
 
 
@@ -162,16 +162,15 @@ def _nearest_information(samples: Samples, rng, num_samples: int, neighbours: in
     """Mutual information over the factor's entropy (D, K), and which codes (D,) are active."""
     # A copy of a row would be its own nearest neighbour, so the rows are distinct.
     x, y = sample(samples, rng, num_samples, f"{metric}.num_samples", distinct=True)
-    for k in np.flatnonzero(~np.array(samples.continuous)):
+    for k in np.flatnonzero(~samples.continuous):
         need_often(samples.names[k], y[:, k], neighbours + 1, f"{metric}.neighbours = {neighbours}")
     extent = np.ptp(x, axis=0)
     need(extent.any(), "no code varies")
     varies = extent > 0
     x, seed = standardise(x[:, varies]), int(rng.integers(2**31))  # the seed breaks ties of codes
-    options = {"discrete_features": False, "n_neighbors": neighbours, "random_state": seed}
     info = np.zeros((len(extent), y.shape[1]))
     for k, label in enumerate(to_labels(samples, y, num_bins=20).T):
-        nats = mutual_info_classif(x, label, **options)
+        nats = mutual_info_classif(x, label, n_neighbors=neighbours, random_state=seed)
         info[varies, k] = nats / entropy(np.bincount(label))
     return info, extent > extent.max() / 20
 
@@ -179,7 +178,8 @@ def _nearest_information(samples: Samples, rng, num_samples: int, neighbours: in
 def _largest_shares(info: np.ndarray) -> tuple[np.ndarray, float]:
     """Largest entry over the sum of each row, and the mean rescaled so that even rows give 0."""
     even, total = 1 / info.shape[1], info.sum(axis=1)
-    shares = np.where(total > 0, info.max(axis=1) / np.where(total > 0, total, 1), even)
+    shares = np.full(len(info), even)
+    np.divide(info.max(axis=1), total, out=shares, where=total > 0)
     return shares, (shares.mean() - even) / (1 - even)
 
 

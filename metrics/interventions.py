@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.random import Generator
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import recall_score
 
 from metrics.draw import AtLeastOne, AtLeastTwo, Rows, RowsPerValue, need_often, partners, sample
-from metrics.prediction import fit
 from metrics.samples import Result, Samples, need, to_bins
 
 CHUNK = 2**23  # numbers gathered at once: 64 MB
@@ -70,10 +70,9 @@ def _pairs_accuracy(samples: Samples, rng, fixed, num_pairs: int, num_train: int
             half = replace(samples, codes=samples.codes[rows], factors=samples.factors[rows])
             halves.append(_points(half, rng, fixed, labels[part], num_pairs))
         points = np.concatenate(halves)
-    classifier = fit(LogisticRegression(), points[train], labels[train])
-    is_right, truth = classifier.predict(points[test]) == labels[test], labels[test]
-    right = np.bincount(truth, weights=is_right, minlength=len(fixed))
-    return is_right.mean(), right / np.maximum(np.bincount(truth, minlength=len(fixed)), 1)
+    predicted = LogisticRegression().fit(points[train], labels[train]).predict(points[test])
+    options = {"labels": range(len(fixed)), "average": None, "zero_division": 0}
+    return np.mean(predicted == labels[test]), recall_score(labels[test], predicted, **options)
 
 
 def _points(samples: Samples, rng, fixed, labels: np.ndarray, num_pairs: int) -> np.ndarray:
@@ -154,7 +153,7 @@ def irs(
     """
     samples = samples if num_bins else samples.discrete()
     x, y = sample(samples, rng, num_samples, "irs.num_samples")
-    y = to_bins(y, num_bins) if num_bins else y
+    y = np.apply_along_axis(to_bins, 0, y, num_bins) if num_bins else y
     largest = np.where(np.ptp(x, axis=0) > 0, np.abs(x - x.mean(axis=0)).max(axis=0), 0)
     active = largest > 0
     matrix = np.zeros((x.shape[1], y.shape[1]))

@@ -1,14 +1,11 @@
 """Metrics on how well a model predicts factors from codes, or codes of one run from another."""
 
-import warnings
-from functools import partial
-
 import numpy as np
 from joblib import Parallel, delayed
 from numpy.random import Generator
 from scipy.stats import entropy
+from sklearn.base import clone
 from sklearn.ensemble import ExtraTreesClassifier, GradientBoostingClassifier
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Lasso, LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.svm import LinearSVC
@@ -19,10 +16,7 @@ from metrics.samples import Result, Samples, as_array, need
 
 MIN_KL = 0.01  # nats of an active code, as in the authors' code
 MIN_STD = 0.05  # of an active code if the KL is unknown, as in the FactorVAE score
-TREES = {  # the extra trees have the depth whose importances were closest to the boosted ones
-    "gradient boosting": GradientBoostingClassifier,
-    "extra trees": partial(ExtraTreesClassifier, 100, max_depth=10, max_features=None),
-}
+EXTRA_TREES = {"max_depth": 10, "max_features": None}  # importances closest to boosted trees
 
 
 def sap(
@@ -40,7 +34,7 @@ def sap(
     for d, k in np.ndindex(accuracy.shape):
         # dual=False: the optimum, without the random coordinate order of the dual solver
         model = LinearSVC(C=0.01, class_weight="balanced", dual=False)
-        fit(model, x[:, d : d + 1], y[:, k])
+        model.fit(x[:, d : d + 1], y[:, k])
         accuracy[d, k] = model.score(x_test[:, d : d + 1], y_test[:, k])
     protocol = "Kumar et al. 2018, discrete, settings of Locatello et al. 2019"
     return gap_result(accuracy, "accuracy of one code", samples.names, protocol)
@@ -71,7 +65,7 @@ def explicitness(
     x, x_test = standardise(x), standardise(x_test, like=x)
     areas = []
     for label, label_test in zip(y.T, y_test.T, strict=True):
-        model = fit(LogisticRegression(), x, label)
+        model = LogisticRegression().fit(x, label)
         chance, of_values = model.predict_proba(x_test), []
         for c, value in enumerate(model.classes_):
             hits = label_test == value
@@ -94,8 +88,8 @@ def infoe(samples: Samples, rng: Generator, *, num_samples: Rows = 10_000) -> Re
     x = standardise(x)
     shares = []
     for label in y.T:
-        model = LogisticRegression(C=np.inf, class_weight="balanced", max_iter=100)
-        loss = log_loss(label, fit(model, x, label).predict_proba(x))
+        model = LogisticRegression(C=np.inf, class_weight="balanced", max_iter=100).fit(x, label)
+        loss = log_loss(label, model.predict_proba(x))
         shares.append(1 - loss / np.log(len(model.classes_)))
     return Result(np.mean(shares), "Hsu et al. 2023", samples.names, per_factor=shares)
 
@@ -111,17 +105,19 @@ def dci(
     informativeness the mean test accuracy. Boosted trees, as in Locatello et al. (2019), take
     minutes. Range 0 to 1, chance near 0 for the first two. Compare equal numbers of rows only.
     """
-    return _dci(samples, rng, "dci", "gradient boosting", num_train, num_test)
+    trees = GradientBoostingClassifier()
+    return _dci(samples, rng, "dci", "gradient boosting", trees, num_train, num_test)
 
 
 def dci_fast(
     samples: Samples, rng: Generator, *, num_train: Rows = 10_000, num_test: Rows = 5_000
 ) -> dict[str, Result]:
     """`dci` with extra trees, which split at random places: seconds, on a scale of its own."""
-    return _dci(samples, rng, "dci_fast", "extra trees", num_train, num_test)
+    trees = ExtraTreesClassifier(**EXTRA_TREES)
+    return _dci(samples, rng, "dci_fast", "extra trees", trees, num_train, num_test)
 
 
-def _dci(samples: Samples, rng: Generator, metric: str, trees: str, num_train: int, num_test: int):
+def _dci(samples: Samples, rng, metric: str, method: str, trees, num_train: int, num_test: int):
     samples = samples.discrete()
     names = samples.names
     need(samples.num_codes > 1 and len(names) > 1, f"{metric} needs two codes and two factors")
@@ -132,7 +128,7 @@ def _dci(samples: Samples, rng: Generator, metric: str, trees: str, num_train: i
     seeds = rng.integers(2**31, size=len(names)).tolist()  # the study does not seed its trees
 
     def importance(k: int) -> tuple[np.ndarray, float]:
-        model = TREES[trees](random_state=seeds[k]).fit(x, y[:, k])
+        model = clone(trees).set_params(random_state=seeds[k]).fit(x, y[:, k])
         return model.feature_importances_, model.score(x_test, y_test[:, k])
 
     # Growing trees holds no lock, so threads run in parallel.
@@ -142,7 +138,7 @@ def _dci(samples: Samples, rng: Generator, metric: str, trees: str, num_train: i
 
     per_code, disentanglement = _concentration(matrix)
     per_factor, completeness = _concentration(matrix.T)
-    protocol = f"Eastwood & Williams 2018, {trees}, settings of Locatello et al. 2019"
+    protocol = f"Eastwood & Williams 2018, {method}, settings of Locatello et al. 2019"
     common = protocol, names, matrix, "importance"
     return {
         "disentanglement": Result(disentanglement, *common, per_code=per_code),
@@ -159,13 +155,13 @@ def _concentration(importance: np.ndarray) -> tuple[np.ndarray, float]:
     return rows, float(np.average(rows, weights=weights if weights.any() else None))
 
 
-def udr(runs, rng: Generator, *, kl=None, num_samples: int = 10_000) -> Result:
+def udr(runs, rng: Generator, *, kl=None, num_samples: int = 10_000) -> list[float]:
     """Unsupervised disentanglement ranking of Duan et al. (2020, section 3): do runs agree.
 
     R is the |coefficient| of a Lasso (strength 0.1) from the standardised active codes of one run
     to those of another. A pair of runs scores the mean of max^2 / sum over the columns and over the
     rows of R, half each. A run scores the median over the pairs from the others to it, 0 without
-    an active code: `detail["scores"]`. `runs` are codes (N, D) of the same images, `kl` the mean KL
+    an active code. `runs` are codes (N, D) of the same images, `kl` the mean KL
     (D,) of the latents of each run to the prior in nats. Range 0 to 0.9, about 0 by chance.
     """
     need(len(runs) > 1, f"udr compares runs with each other; two are needed, not {len(runs)}")
@@ -182,7 +178,7 @@ def udr(runs, rng: Generator, *, kl=None, num_samples: int = 10_000) -> Result:
     for j in usable:
         pairs = [_pair_score(active[i], active[j]) for i in usable if i != j]
         scores[j] = float(np.median(pairs))
-    return Result(np.mean(scores), "Duan et al. 2020, lasso", detail={"scores": scores})
+    return scores
 
 
 def _pair_score(source: np.ndarray, target: np.ndarray) -> float:
@@ -193,10 +189,3 @@ def _pair_score(source: np.ndarray, target: np.ndarray) -> float:
         total = strength.sum(axis=axis)
         means.append((strength.max(axis=axis) ** 2 / np.where(total > 0, total, 1)).mean())
     return sum(means) / 2
-
-
-def fit(model, x: np.ndarray, y: np.ndarray):
-    """`model.fit(x, y)`; stopping at the iteration limit is part of the published protocols."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return model.fit(x, y)

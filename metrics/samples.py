@@ -1,14 +1,13 @@
 """What a metric takes, codes with their factors, and what it returns."""
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 LEVEL_REPEATS = 10  # a float that occurs this often on average is a level, not a measurement
-MANY_CLASSES = 100  # discrete factors seldom have more values (40 in dSprites, 183 in Cars3D)
-USUAL_DRAW = 10_000  # rows that most metrics draw
+MANY_CLASSES = 100  # discrete factors seldom have more values
 
 
 @dataclass(frozen=True)
@@ -22,10 +21,9 @@ class Result:
     matrix_kind: str = ""  # the unit of the matrix
     per_factor: np.ndarray | None = None  # (K,) numbers that the score is made of
     per_code: np.ndarray | None = None  # (D,) numbers that the score is made of
-    detail: dict = field(default_factory=dict)  # what else is worth recording, as plain values
 
     def to_json(self) -> dict:
-        """Plain JSON values, without the numbers that the metric does not have."""
+        """The fields that are set, as plain JSON values."""
         entry = {"score": float(self.score), "protocol": self.protocol}
         if self.per_factor is not None:
             entry["per_factor"] = dict(zip(self.factors, map(float, self.per_factor), strict=True))
@@ -34,7 +32,7 @@ class Result:
         if self.matrix is not None:
             kind, names = self.matrix_kind, list(self.factors)
             entry["matrix"] = {"kind": kind, "factors": names, "values": self.matrix.tolist()}
-        return entry | ({"detail": self.detail} if self.detail else {})
+        return entry
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,10 @@ class Samples:
 
     codes: object  # (N, D) float64, or an object with `.shape` whose `[rows]` gives (n, D)
     factors: np.ndarray  # (N, K) values of the factors that vary; K may be 0
-    names: tuple[str, ...] = ()  # (K,) of the factors
-    continuous: tuple[bool, ...] = ()  # (K,) whether a factor is a measurement, not discrete
-    sizes: tuple[int, ...] | None = None  # (K,) if the rows are a full row-major grid
-    logvar: np.ndarray | None = None  # (N, D) of the posterior whose means are `codes`
+    names: tuple[str, ...]  # (K,) of the factors
+    continuous: np.ndarray  # (K,) bool: a factor is a measurement, not discrete
+    sizes: tuple[int, ...] | None  # (K,) if the rows are a full row-major grid
+    logvar: np.ndarray | None  # (N, D) of the posterior whose means are `codes`
     notes: tuple[str, ...] = ()  # what was decided about the factors
 
     def __len__(self) -> int:
@@ -63,17 +61,17 @@ class Samples:
 
     def discrete(self) -> "Samples":
         """The samples with their discrete factors only."""
-        columns = np.flatnonzero(~np.array(self.continuous, dtype=bool))
+        columns = np.flatnonzero(~self.continuous)
         need(columns.size, "no factor is discrete (--bins NAME=20 makes a continuous one discrete)")
         names, factors = tuple(self.names[k] for k in columns), self.factors[:, columns]
-        continuous = (False,) * len(names)
+        continuous = self.continuous[columns]
         return replace(self, factors=factors.astype(np.int64), names=names, continuous=continuous)
 
 
 def as_samples(
     codes,
     factors=None,
-    names: Iterable[str] | None = None,
+    names: Sequence[str] | None = None,
     *,
     continuous: Iterable[str] = (),
     bins: Mapping[str, int] | None = None,
@@ -87,56 +85,53 @@ def as_samples(
 
     Args:
         codes: (N, D) array, or an object with `.shape` (N, D) whose `[rows]` gives (n, D).
-        factors: (N, K) numbers; or an object with `.names` and either `.sizes` (a full row-major
-            grid: row i is the i-th combination) or `.values` (N, K).
+        factors: (N, K) numbers, or an object with `.names` and `.factors(index)`.
         names: (K,) names of the columns of an array; "factor 0", ... by default.
         continuous: names of factors of whole numbers that are measurements.
         bins: factor name -> number of bins of equal width, which make it discrete.
         logvar: (N, D) log-variances of the posterior.
     """
-    if not hasattr(codes, "shape") or hasattr(codes, "__array__"):
+    if isinstance(codes, np.ndarray):
         codes = as_array(codes, "codes")
     if logvar is not None:
         logvar = as_array(logvar, "logvar", *codes.shape)
     if factors is None:
         need(not (continuous or bins or without), "there are no factors to bin or to leave out")
-        return Samples(codes, np.empty((codes.shape[0], 0)), logvar=logvar)
-    names, values = getattr(factors, "names", names), getattr(factors, "values", factors)
-    if hasattr(factors, "sizes"):
-        values = _grid(factors.sizes)
-    values = as_array(values, "factors", rows=codes.shape[0])
-    if names is None:
-        names = (f"factor {k}" for k in range(values.shape[1]))
-    names = tuple(map(str, names))
-    is_named = len(names) == len(set(names)) == values.shape[1]
-    need(is_named, f"{values.shape[1]} factors need as many different names, not {names}")
-    continuous, bins, without = set(continuous), dict(bins or {}), set(without)
-    for name in sorted(continuous | bins.keys() | without):
+        none = np.empty((codes.shape[0], 0))
+        return Samples(codes, none, (), none[0].astype(bool), None, logvar)
+    if hasattr(factors, "factors"):
+        names, factors = factors.names, factors.factors(np.arange(len(factors)))
+    factors = as_array(factors, "factors", rows=codes.shape[0])
+    names = names or [f"factor {k}" for k in range(factors.shape[1])]
+    is_named = len(names) == len(set(names)) == factors.shape[1]
+    need(is_named, f"{factors.shape[1]} factors need as many different names, not {names}")
+    bins = bins or {}
+    for name in [*continuous, *bins, *without]:
         need(name in names, f"no factor is called {name!r}; allowed are {', '.join(names)}")
 
     # Decide for each factor whether it counts and whether it is continuous, and note what is done.
     columns, measured, notes = {}, [], []
-    for name, column in zip(names, values.T, strict=True):
+    for name, column in zip(names, factors.T, strict=True):
         if name in without or np.ptp(column) == 0:
             notes.append(f"{name} is left out")
             continue
         if name in bins:
-            column = to_bins(column[:, None], bins[name])[:, 0]
+            column = to_bins(column, bins[name])
         classes, labels = np.unique(column, return_inverse=True)
         is_whole = not (classes % 1).any()
         has_levels = len(classes) * LEVEL_REPEATS <= len(column)
+        columns[name] = column if is_whole else labels
         if name in continuous or not (is_whole or has_levels):
+            columns[name] = column
             measured.append(name)
             notes.append(f"{name} is continuous (--bins {name}=20 makes it discrete)")
-        elif len(classes) > max(MANY_CLASSES, min(len(column), USUAL_DRAW) / LEVEL_REPEATS):
+        elif len(classes) > MANY_CLASSES:
             notes.append(f"{name} is treated as {len(classes)} classes (see --continuous, --bins)")
-        columns[name] = column if is_whole or name in measured else labels
-    need(bool(columns), f"no factor varies: {', '.join(names)}")
+    need(columns, f"no factor varies: {', '.join(names)}")
     factors = np.stack(list(columns.values()), axis=1)
-    factors = factors if measured else factors.astype(np.int64)
-    continuous = tuple(name in measured for name in columns)
     sizes = None if measured else _grid_sizes(factors)
-    return Samples(codes, factors, tuple(columns), continuous, sizes, logvar, tuple(notes))
+    is_measured = np.array([name in measured for name in columns])
+    return Samples(codes, factors, tuple(columns), is_measured, sizes, logvar, tuple(notes))
 
 
 def as_array(values, name: str, rows: int | None = None, columns: int | None = None) -> np.ndarray:
@@ -156,23 +151,16 @@ def need(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def to_bins(values: np.ndarray, num_bins: int) -> np.ndarray:
-    """Bins of equal width, with the edges of `np.histogram`, of each column of `values` (n, D)."""
-    bins = np.empty(values.shape, dtype=np.int64)
-    for d, column in enumerate(values.T):
-        edges = np.linspace(column.min(), column.max(), num_bins + 1)[:-1]
-        bins[:, d] = np.searchsorted(edges, column, side="right") - 1
-    return bins
-
-
-def _grid(sizes: Iterable[int]) -> np.ndarray:
-    """All combinations (N, K) of a full grid in row-major order."""
-    sizes = tuple(map(int, sizes))
-    return np.stack(np.unravel_index(np.arange(math.prod(sizes)), sizes), axis=1)
+def to_bins(column: np.ndarray, num_bins: int) -> np.ndarray:
+    """Bins of equal width, with the edges of `np.histogram`, of the values (n,) of a column."""
+    edges = np.linspace(column.min(), column.max(), num_bins + 1)[:-1]
+    return np.searchsorted(edges, column, side="right") - 1
 
 
 def _grid_sizes(factors: np.ndarray) -> tuple[int, ...] | None:
     """Sizes if the rows are a full row-major grid of 0 ... size - 1, else None."""
     sizes = tuple(int(largest) + 1 for largest in factors.max(axis=0))
-    is_possible = factors.min() == 0 and math.prod(sizes) == len(factors)
-    return sizes if is_possible and np.array_equal(factors, _grid(sizes)) else None
+    if factors.min() != 0 or math.prod(sizes) != len(factors):
+        return None
+    grid = np.stack(np.unravel_index(np.arange(len(factors)), sizes), axis=1)
+    return sizes if np.array_equal(factors, grid) else None

