@@ -56,7 +56,7 @@ def read_codes(path: Path) -> tuple[np.ndarray, FactorGrid | FactorTable | None,
     names, factors = arrays.get("names"), None
     names = None if names is None else tuple(names.astype(str).tolist())
     if "sizes" in arrays:
-        factors = FactorGrid(names, tuple(arrays["sizes"].tolist()))
+        factors = FactorGrid(names, tuple(map(int, arrays["sizes"])))
     elif "factors" in arrays:
         factors = FactorTable(names, arrays["factors"])
     return arrays["codes"], factors, arrays.get("logvar")

@@ -1,4 +1,5 @@
 """Disentanglement metrics on plain arrays: `metric(samples, rng, **settings) -> Result`."""
+# ruff: noqa: F401
 
 from metrics.prediction import udr
 from metrics.samples import Result, Samples, as_samples
@@ -12,6 +13,3 @@ from metrics.score import (
     score_all,
     select,
 )
-
-__all__ = ["LOWER_IS_BETTER", "METRICS", "SCORES", "UNSUPERVISED", "VERSIONS", "Result", "Samples"]
-__all__ += ["as_samples", "complete_settings", "score_all", "select", "udr"]

@@ -51,7 +51,7 @@ def train_test(samples: Samples, rng: Generator, metric: str, num_train: int, nu
 def partners(
     samples: Samples, rng: Generator, rows: np.ndarray, factor: int, at_least: int, key: str
 ) -> np.ndarray:
-    """Draw for each of `rows` a row with the same value of one factor; all else is free."""
+    """Draw for each of `rows` a row with the same value of one factor."""
     if samples.sizes is not None:
         size, stride = samples.sizes[factor], math.prod(samples.sizes[factor + 1 :])
         other = rng.integers(len(samples), size=rows.shape)
@@ -79,9 +79,8 @@ def to_labels(samples: Samples, values: np.ndarray, num_bins: int) -> np.ndarray
     """Factor values (n, K) as labels 0 ... m - 1 (n, K); continuous factors are binned."""
     labels = np.empty(values.shape, dtype=np.int64)
     for k, column in enumerate(values.T):
-        if samples.continuous[k]:
-            column = to_bins(column, num_bins)
-        labels[:, k] = np.unique(column, return_inverse=True)[1]
+        classes = to_bins(column, num_bins) if samples.continuous[k] else column
+        labels[:, k] = np.unique(classes, return_inverse=True)[1]
     return labels
 
 

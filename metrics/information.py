@@ -55,8 +55,7 @@ def modularity(
     """Modularity of Ridgeway & Mozer (2018, section 3): does a code depend on one factor only.
 
     A code scores 1 - (sum of its other squared informations) / ((K - 1) * the largest squared one),
-    a constant one 0; the mean is over all codes, as in the study of Locatello et al. (2019). Range
-    0 to 1, but pure noise and dead codes with a little noise score about 0.7.
+    a constant one 0; the mean is over all codes. Range 0 to 1, but noise scores about 0.7.
     """
     need(len(samples.names) > 1, "modularity needs two factors, not 1")
     info, _ = _binned_information(samples, rng, num_samples, num_bins, "modularity")
@@ -75,7 +74,7 @@ def infom(
 
     For each active code, the largest share that one factor has in its information on all factors;
     the mean over codes is rescaled so that even shares give 0. A code is active if its range
-    exceeds 1/20 of the largest. Continuous factors are binned. Range 0 to 1; noise is above 0.
+    exceeds 1/20 of the largest. Range 0 to 1; noise is above 0.
     """
     need(len(samples.names) > 1, "infom needs two factors, not 1")
     info, active = _nearest_information(samples, rng, num_samples, neighbours, "infom")

@@ -10,7 +10,6 @@ from sklearn.metrics import recall_score
 from metrics.draw import AtLeastOne, AtLeastTwo, Rows, RowsPerValue, need_often, partners, sample
 from metrics.samples import Result, Samples, need, to_bins
 
-CHUNK = 2**23  # numbers gathered at once: 64 MB
 IRS_ROWS = 20  # of each factor value; fewer make noise look robust (uniform noise: 0.03 at most)
 
 
@@ -26,11 +25,10 @@ def beta_vae_paper(
 ) -> Result:
     """Disentanglement metric of Higgins et al. (ICLR 2017, section 3).
 
-    A point is the mean of |z1 - z2| over pairs of images that agree in one factor. A linear
-    classifier has to name that factor; the score is its accuracy on new points, averaged over
-    `classifier_seeds` draws of all points. Factors in `without` are never the one that agrees.
-    Range 0 to 1, chance 1 / (number of factors). The paper trains with Adagrad, we with L-BFGS, as
-    the problem is convex; its penalty (C = 1) makes codes that vary by hundredths fall to chance.
+    A point is the mean of |z1 - z2| over pairs of images that agree in one factor, never one in
+    `without`. A linear classifier names that factor; the score is its accuracy on new points, mean
+    over `classifier_seeds` draws. Range 0 to 1, chance 1 / (number of factors). We train with
+    L-BFGS, not Adagrad; its penalty (C = 1) makes codes that vary by hundredths fall to chance.
     """
     samples = samples.discrete()
     fixed = [k for k, name in enumerate(samples.names) if name not in without]
@@ -82,12 +80,15 @@ def _points(samples: Samples, rng, fixed, labels: np.ndarray, num_pairs: int) ->
         (places,) = np.nonzero(labels == label)
         rows = rng.integers(len(samples), size=(len(places), num_pairs))
         others = partners(samples, rng, rows, factor, 2, "a pair")
-        step = max(1, CHUNK // (num_pairs * samples.num_codes))
-        for i in range(0, len(places), step):
-            part = slice(i, i + step)
+        for part in _parts(rows, samples.num_codes):
             distance = np.abs(samples.take(rows[part]) - samples.take(others[part]))
             points[places[part]] = distance.mean(axis=1)
     return points
+
+
+def _parts(rows: np.ndarray, num_codes: int) -> list[np.ndarray]:
+    """The places 0 ... n - 1 of `rows` (n, m) in parts whose codes take 64 MB at most."""
+    return np.array_split(np.arange(len(rows)), 1 + rows.size * num_codes // 2**23)
 
 
 def factor_vae(
@@ -104,8 +105,8 @@ def factor_vae(
 
     In a batch that shares one value of a factor, the code with the smallest variance, relative to
     its variance over `num_variance` rows, votes for that factor. The score is the accuracy of each
-    code's majority factor on new votes. Codes with a standard deviation below `min_std` and
-    constant ones do not vote. Range 0 to 1, chance about 1 / K, 0 if no code is active.
+    code's majority factor on new votes. Codes with a standard deviation below `min_std` do not
+    vote. Range 0 to 1, chance about 1 / K, 0 if no code is active.
     """
     samples = samples.discrete()
     names, num_codes = samples.names, samples.num_codes
@@ -121,9 +122,8 @@ def factor_vae(
             anchors = rng.integers(len(samples), size=((fixed == factor).sum(), 1))
             rows = np.repeat(anchors, batch_size, axis=1)
             rows = partners(samples, rng, rows, factor, batch_size, "factor_vae.batch_size")
-            step = max(1, CHUNK // (batch_size * num_codes))
-            for i in range(0, len(rows), step):
-                local = samples.take(rows[i : i + step]).var(axis=1, ddof=1)
+            for places in _parts(rows, num_codes):
+                local = samples.take(rows[places]).var(axis=1, ddof=1)
                 winner = active[(local[:, active] / variance[active]).argmin(axis=1)]
                 votes[part, :, factor] += np.bincount(winner, minlength=num_codes)
 
@@ -148,8 +148,8 @@ def irs(
 
     How far a code moves while one factor is held: the `quantile` of |z - E[z | value]|, averaged
     over values and divided by max |z - E z|. A code scores 1 - the smallest such ratio; the mean
-    over codes is weighted by max |z - E z|. `num_bins` bins factors first, as Locatello et al.
-    (2019) do; without it continuous ones are left out. Range 0 to 1; Gaussian noise gives 0.4.
+    over codes is weighted by max |z - E z|. Range 0 to 1; Gaussian noise gives 0.4. `num_bins`
+    bins factors first, as Locatello et al. (2019) do; without it continuous ones are left out.
     """
     samples = samples if num_bins else samples.discrete()
     x, y = sample(samples, rng, num_samples, "irs.num_samples")

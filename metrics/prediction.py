@@ -79,9 +79,9 @@ def explicitness(
 def infoe(samples: Samples, rng: Generator, *, num_samples: Rows = 10_000) -> Result:
     """InfoE, explicitness of Hsu et al. (2023): linearly usable share of the information.
 
-    1 - H / H_null, averaged over factors. H is the mean log loss of multinomial logistic regression
-    (no penalty, balanced classes, at most 100 steps) on the standardised codes that it was fitted
-    to; H_null that without codes, log(number of values). Range 0 to 1, chance about 0.
+    1 - H / log(number of values), averaged over factors. H is the mean log loss of multinomial
+    logistic regression (no penalty, balanced classes, at most 100 steps) on the standardised codes
+    that it was fitted to. Range 0 to 1, chance about 0.
     """
     samples = samples.discrete()
     x, y = sample(samples, rng, num_samples, "infoe.num_samples")
@@ -99,11 +99,10 @@ def dci(
 ) -> dict[str, Result]:
     """Disentanglement, completeness and informativeness of Eastwood & Williams (2018, section 2).
 
-    A tree model of each factor gives the importance of every code for it. Disentanglement is 1 -
-    the entropy of a code over factors (base K), weighted by the importance of the code;
-    completeness 1 - the entropy of a factor over codes (base D), weighted by that of the factor;
-    informativeness the mean test accuracy. Boosted trees, as in Locatello et al. (2019), take
-    minutes. Range 0 to 1, chance near 0 for the first two. Compare equal numbers of rows only.
+    Trees give the importance of every code for each factor. Disentanglement is 1 - the entropy of
+    a code over factors (base K), weighted by the code's importance; completeness the same of a
+    factor over codes (base D); informativeness the mean test accuracy. Boosted trees take minutes.
+    Range 0 to 1, chance near 0 for the first two. Compare equal numbers of rows only.
     """
     trees = GradientBoostingClassifier()
     return _dci(samples, rng, "dci", "gradient boosting", trees, num_train, num_test)
@@ -161,8 +160,11 @@ def udr(runs, rng: Generator, *, kl=None, num_samples: int = 10_000) -> list[flo
     R is the |coefficient| of a Lasso (strength 0.1) from the standardised active codes of one run
     to those of another. A pair of runs scores the mean of max^2 / sum over the columns and over the
     rows of R, half each. A run scores the median over the pairs from the others to it, 0 without
-    an active code. `runs` are codes (N, D) of the same images, `kl` the mean KL
-    (D,) of the latents of each run to the prior in nats. Range 0 to 0.9, about 0 by chance.
+    an active code. Range 0 to 0.9, about 0 by chance.
+
+    Args:
+        runs: codes (N, D) of each run, for the same images.
+        kl: mean KL (D,) in nats of each run's latents to the prior.
     """
     need(len(runs) > 1, f"udr compares runs with each other; two are needed, not {len(runs)}")
     runs = [as_array(codes, f"run {i}", rows=len(runs[0])) for i, codes in enumerate(runs)]

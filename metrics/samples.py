@@ -57,7 +57,7 @@ class Samples:
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Codes of `rows` (...), float64 (..., D)."""
         codes = np.asarray(self.codes[rows.reshape(-1)], dtype=np.float64)
-        return codes.reshape(*rows.shape, -1)
+        return codes.reshape(*rows.shape, self.num_codes)
 
     def discrete(self) -> "Samples":
         """The samples with their discrete factors only."""

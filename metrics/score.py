@@ -48,15 +48,14 @@ for _name in METRICS:
 
 def select(names: Iterable[str]) -> list[str]:
     """Names of metrics, in the order of METRICS, for names of metrics or of scores or "all"."""
-    metrics = {"all": list(METRICS)} | {name: [name] for name in METRICS}
-    metrics |= {key: [name] for key, name in SCORES.items()}
-    selected = set()
-    for name in map(str.strip, names):
-        if name not in metrics:
+    metrics = SCORES | {name: name for name in METRICS}  # name of a score or metric -> metric
+    names = [name.strip() for name in names]
+    for name in names:
+        if name not in metrics and name != "all":
             close = difflib.get_close_matches(name, metrics, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else "."
             raise ValueError(f"unknown metric {name!r}{hint} Allowed: all, {', '.join(METRICS)}")
-        selected.update(metrics[name])
+    selected = METRICS if "all" in names else {metrics[name] for name in names}
     return [name for name in METRICS if name in selected]
 
 
@@ -74,9 +73,7 @@ def score_all(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     scale_samples: bool = False,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Compute metrics one after the other; yields each score's key and entry once it is computed.
-
-    A metric draws from a generator of its own, so a score does not depend on what else is computed.
+    """Compute metrics one after the other, each with random numbers of its own.
 
     Args:
         settings: name of a metric -> settings that differ from the defaults of its signature.

