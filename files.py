@@ -20,7 +20,7 @@ def write(path: str | os.PathLike, content: bytes | str | Callable[[Path], objec
         content: the bytes or text of the file, or a function that fills the temporary file.
 
     Raises:
-        OSError: the file cannot be written (for example a full disk); the old one is intact.
+        OSError: the file cannot be written; the old one is intact.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -33,8 +33,7 @@ def write(path: str | os.PathLike, content: bytes | str | Callable[[Path], objec
         if callable(content):
             content(temporary)
         else:
-            data = content.encode() if isinstance(content, str) else content
-            temporary.write_bytes(data)
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

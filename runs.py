@@ -58,7 +58,6 @@ class Run:
 
     @property
     def images_seen(self) -> int:
-        """Number of images in all batches so far."""
         return self.step * self.values["train"]["batch_size"]
 
 
@@ -86,25 +85,33 @@ def folder_of(values: dict[str, Any], root: Path) -> Path:
 
 
 def identity(values: dict[str, Any]) -> dict[str, Any]:
-    """What determines the weights of a run at a step, as "section.key" -> value.
-
-    Of the section `train` that is the batch size alone. The path of the data does not count, as
-    the checkpoint holds a checksum of the images.
-    """
+    """What determines the weights of a run at a step, as "section.key" -> value."""
     flat = {"seed": values["seed"], "train.batch_size": values["train"]["batch_size"]}
     for section in ("dataset", "model", "objective"):
         for key, value in (values[section] or {}).items():
             flat[f"{section}.{key}"] = value
-    flat.pop("dataset.path", None)
+    flat.pop("dataset.path", None)  # the checkpoint holds a checksum of the images
     return flat
 
 
-def saved_state(folder: Path) -> dict[str, Any] | None:
-    """The checkpoint of a run folder with its configuration validated; None if there is none."""
+def saved_state(folder: Path, values: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """The checkpoint of a run folder with its configuration validated; None if there is none.
+
+    Raises:
+        ValueError: it is damaged, or of another run than `values` describe.
+    """
     if not (folder / "checkpoint.pt").exists():
         return None
     state, _ = load_checkpoint(folder)
     state["config"] = validated(state, folder)
+    old, new = identity(state["config"]), identity(values or state["config"])
+    keys = [key for key in old | new if old.get(key) != new.get(key)]
+    if keys:
+        changes = "; ".join(f"{key}: {old.get(key)} there, {new.get(key)} here" for key in keys)
+        raise ValueError(
+            f"{folder} holds another run ({changes}); "
+            "choose another name (name=...) or seed (seed=...), or delete that folder"
+        )
     return state
 
 
@@ -114,18 +121,6 @@ def validated(state: dict[str, Any], path: Path) -> dict[str, Any]:
         return config.validate(schema(), state["config"])
     except config.ConfigError as error:
         raise config.ConfigError(f"{path}: {error}") from error
-
-
-def refuse_other_run(state: dict[str, Any], values: dict[str, Any], folder: Path) -> None:
-    """Raise ValueError if the checkpoint in a folder is of another run than `values` describe."""
-    old, new = identity(state["config"]), identity(values)
-    keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
-    if keys:
-        changes = "; ".join(f"{key}: {old.get(key)} there, {new.get(key)} here" for key in keys)
-        raise ValueError(
-            f"{folder} holds another run ({changes}); "
-            "choose another name (name=...) or seed (seed=...), or delete that folder"
-        )
 
 
 def refuse_other_data(state: dict[str, Any], data: ImageData, folder: Path) -> None:
@@ -158,16 +153,13 @@ def load(path: Path, device: str = "auto", overrides: list[str] | tuple[str, ...
 
     Args:
         overrides: `dataset.path=...` if the data set has moved since the training.
-
-    Raises:
-        ValueError: the file is no checkpoint, or does not fit the data set or the networks.
     """
     state, sha256 = load_checkpoint(path)
     state["config"] = config.apply_overrides(state["config"], list(overrides))
     values = validated(state, path)
     data, model = build(values, choose_device(device))
     refuse_other_data(state, data, path)
-    restore(model, state, path, optimizers=False)
+    restore(model, state, path)
     return Run(path, values, state["step"], sha256, data, model.eval())
 
 
@@ -232,11 +224,10 @@ def progress_bar(total: int, label: str, unit: str = " images", **options: Any) 
 
 
 def exit_code(script: str, work: Callable[[], int]) -> int:
-    """Do the work of a command; its errors become one sentence on stderr.
+    """Do the work of a command and return its exit code; errors become one sentence on stderr.
 
-    Returns:
-        What `work` returns; 2 for bad input and files that cannot be read or written, 1 for a
-        failed run, 128 + the signal if it was stopped.
+    It is 2 for bad input and files that cannot be read or written, 1 for a failed run, and 128 +
+    the signal if the command was stopped.
     """
     try:
         return work()
@@ -246,8 +237,8 @@ def exit_code(script: str, work: Callable[[], int]) -> int:
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         message, code = "stopped; the same command continues", 128 + signal.SIGINT
-    except (ValueError, OSError) as error:
-        message, code = str(error), 2
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        message, code = str(error), 2  # the module is tensorboard or wandb
     except (NonFiniteError, PeerError) as error:
         message, code = str(error), 1
     except (MemoryError, RuntimeError) as error:

@@ -44,8 +44,6 @@ PICTURES = {  # picture of a run -> ending of its published name
     "training.gif": "_training.gif",
 }
 PUBLISHED = ("config", "image_shape", "images", "data", "step", "seconds")  # of a checkpoint
-SCORES_FILE = "metrics.json"
-LARGE = 8e6  # bytes of weights; larger ones are published in half precision
 
 
 @dataclass
@@ -70,18 +68,13 @@ class Member:
     def log(self) -> Path:
         return self.folder.with_suffix(".log")  # what its process prints
 
-    def images(self, step: int) -> int:
-        return min(step, self.steps) * self.values["train"]["batch_size"]
-
     def look(self) -> "Member":
-        """Read its step, or why its folder cannot be used."""
+        """Itself, after reading its step, or why its folder cannot be used."""
         try:
-            state = runs.saved_state(self.folder)
-            if state:
-                self.values = self.values or state["config"]
-                runs.refuse_other_run(state, self.values, self.folder)
-            elif self.values is None:
+            state = runs.saved_state(self.folder, self.values)
+            if state is None and self.values is None:
                 raise ValueError(f"there is no checkpoint in {self.folder}")
+            self.values = self.values or state["config"]
             self.step = state["step"] if state else 0
         except (ValueError, OSError) as error:
             self.problem = str(error)
@@ -89,9 +82,10 @@ class Member:
 
     def complete(self) -> "Member":
         """Itself. Raises ValueError if its folder does not hold it, trained to the last step."""
-        reason = self.problem or f"{self.folder} is at step {self.step:,} of {self.steps:,}"
-        if self.problem or self.step != self.steps:
-            raise ValueError(reason)
+        if self.problem:
+            raise ValueError(self.problem)
+        if self.step != self.steps:
+            raise ValueError(f"{self.folder} is at step {self.step:,} of {self.steps:,}")
         return self
 
 
@@ -181,15 +175,13 @@ def run(options: argparse.Namespace) -> int:
         settings = {"name": study["name"]} | study["slurm"]
         array = jobs.submit(tasks, settings, options.jobs, options.threads)
         print(f"submitted; scancel {array[0].job_id.split('_')[0]} ends all jobs")
-        failed, stopped = watch(plans, todo, len(todo), lambda _, slot: array[slot])
+        failed, stopped = watch(todo, array, lambda _, job: job)
         if not stopped:
             jobs.clean(array)
     else:
         on_gpus = any(choose_device(m.values["train"]["device"]).type == "cuda" for m in todo)
         slots = jobs.share(len(todo), options.jobs, options.threads, on_gpus)
-        failed, stopped = watch(
-            plans, todo, len(slots), lambda m, slot: jobs.launch(m.command, m.log, slots[slot])
-        )
+        failed, stopped = watch(todo, slots, lambda m, slot: jobs.launch(m.command, m.log, slot))
     failed |= {member.label: member.problem for member in plans if member.problem}
     for label, reason in failed.items():
         print(f"study.py: {label} failed: {reason}", file=sys.stderr)
@@ -201,38 +193,38 @@ def run(options: argparse.Namespace) -> int:
 
 
 def watch(
-    plans: list[Member], todo: list[Member], slots: int, start: Callable[[Member, int], Any]
+    todo: list[Member], slots: list[Any], start: Callable[[Member, Any], Any]
 ) -> tuple[dict[str, str], int | None]:
-    """Start the runs of `todo`, `slots` at a time, and wait until all have ended.
+    """Start runs, one a slot at a time, and wait until all have ended.
 
     Args:
-        plans: all runs of the study, for the progress bar.
         start: starts a run in a slot; returns its process or job.
 
     Returns:
         Label -> reason for the runs that failed, and the signal that stopped the study.
     """
-    waiting, running, failed = list(todo), {}, {}
-    total = sum(member.images(member.steps) for member in plans)
-    seen = sum(member.images(member.step) for member in plans)
-    bar = runs.progress_bar(total, "runs", initial=seen, smoothing=0, miniters=0)
-    with Interrupt() as interrupt, bar:
+    waiting, free, running, failed = list(todo), list(slots), [], {}
+    total, initial = sum(m.steps for m in todo), sum(m.step for m in todo)
+    options = {"unit": " steps", "initial": initial, "smoothing": 0, "miniters": 0}
+    with Interrupt() as interrupt, runs.progress_bar(total, "runs", **options) as bar:
         try:
             while (waiting or running) and not interrupt.signal:
-                for slot in [slot for slot in range(slots) if slot not in running][: len(waiting)]:
-                    member = waiting.pop(0)
-                    running[slot] = member, start(member, slot)
+                while waiting and free:
+                    member, slot = waiting.pop(0), free.pop(0)
+                    running.append((member, slot, start(member, slot)))
                 time.sleep(jobs.POLL_S)
-                for slot, (member, job) in list(running.items()):
+                for entry in list(running):
+                    member, slot, job = entry
                     member.step, code = jobs.last_step(member.folder), jobs.exit_code(job)
                     if code is not None:
-                        del running[slot]
+                        running.remove(entry)
+                        free.append(slot)
                         if member.look().step < member.steps:
                             failed[member.label] = jobs.last_words(code, member.log)
                 bar.set_postfix_str(f"{len(running)} running, {len(failed)} failed", refresh=False)
-                bar.update(sum(member.images(member.step) for member in plans) - bar.n)
+                bar.update(sum(member.step for member in todo) - bar.n)
         finally:
-            jobs.stop([job for _, job in running.values() if isinstance(job, subprocess.Popen)])
+            jobs.stop([job for *_, job in running if isinstance(job, subprocess.Popen)])
     return failed, interrupt.signal
 
 
@@ -274,22 +266,24 @@ def publish(options: argparse.Namespace) -> int:
     if options.run and re.fullmatch(r"\w[\w.-]*", options.name or ""):
         start = str(options.out / options.name)
         copies = {file: Path(start + ending) for file, ending in (RECORDS | PICTURES).items()}
-        copy(Member(options.run).look().complete(), copies, Path(start + ".pt"))
+        copy(Member(options.run).look().complete().folder, copies, Path(start + ".pt"))
         print(f"published as {start}")
         return 0
     if options.run or not options.study:
         raise ValueError("publish needs STUDY.yaml, or --run FOLDER --name letters, digits, _ . -")
 
-    # The weights are rounded; the copied scores are those of the unrounded weights.
     study, count = read_study(options.study), 0
     plans, published = plan(study, options.runs), published_runs(study)
     for member in plans:
         target = runs.folder_of(member.values, published)
-        copies = {file: target / file for file in [*RECORDS, SCORES_FILE]}
         try:
             if member.folder != target:
                 results.read_run(member.folder, member.values, member.complete().step)
-                copy(member, copies, target / "checkpoint.pt", half=True)
+                copies = {file: target / file for file in RECORDS}
+                copy(member.folder, copies, target / "checkpoint.pt")
+                scores = results.read_scores(member.folder)  # those of the unrounded weights
+                scores["checkpoint_sha256"] = load_checkpoint(target)[1]
+                files.write(target / "metrics.json", json.dumps(scores, indent=1) + "\n")
             count += 1
         except (ValueError, OSError) as error:
             print(f"left out: {error}")
@@ -297,33 +291,26 @@ def publish(options: argparse.Namespace) -> int:
     return 0 if count else 1
 
 
-def copy(member: Member, copies: dict[str, Path], weights: Path, half: bool | None = None) -> None:
-    """Copy files of a complete run, and its weights without optimisers.
+def copy(folder: Path, copies: dict[str, Path], weights: Path) -> None:
+    """Copy files of a run, and its weights without optimisers in half precision.
 
     Args:
         copies: file in the run folder -> target.
-        half: round matrices to half precision; by default if the weights are LARGE.
 
     Raises:
         ValueError: a file is missing.
     """
-    if missing := [file for file in copies if not (member.folder / file).exists()]:
-        raise ValueError(f"{member.folder} has no {', '.join(missing)}")
-    state, _ = load_checkpoint(member.folder)
+    if missing := [file for file in copies if not (folder / file).exists()]:
+        raise ValueError(f"{folder} has no {', '.join(missing)}")
+    state, _ = load_checkpoint(folder)
     model = {k: w for k, w in state["model"].items() if not k.startswith(OBJECTIVE)}
-    if half or (half is None and sum(weight.nbytes for weight in model.values()) > LARGE):
-        for key, weight in model.items():
-            if weight.is_floating_point() and weight.ndim > 1:
-                model[key] = weight.half()
+    for key, weight in model.items():
+        if weight.is_floating_point() and weight.ndim > 1:
+            model[key] = weight.half()
     for file, target in copies.items():
-        if file != SCORES_FILE:
-            files.write(target, (member.folder / file).read_bytes())
+        files.write(target, (folder / file).read_bytes())
     facts = {key: state[key] for key in PUBLISHED if key in state}
     save_checkpoint(weights, facts | {"model": model})  # it makes the folder a run
-    if SCORES_FILE in copies:  # the scores of the unrounded weights stand for the copy
-        scores = results.read_scores(member.folder)
-        scores["checkpoint_sha256"] = load_checkpoint(weights)[1]
-        files.write(copies[SCORES_FILE], json.dumps(scores, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ class Entry(Strict):
 
     config: str
     name: str | None = None  # default: the one in the file
-    overrides: dict[str, Any] = Field(default_factory=dict)
-    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    overrides: dict[str, Any] = Field({})
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field({})
 
 
 class Study(Strict):
@@ -29,13 +29,11 @@ class Study(Strict):
     name: str = Field(pattern=r"^\w[\w.-]*$")
     seeds: int | str | list[int]  # 3, [0, 2], "0-4" or "0-2,7"
     runs: list[dict[str, Any]] = Field(min_length=1)  # of Entry
-    train: dict[str, Any] = Field(default_factory=dict)  # overrides of every entry
+    train: dict[str, Any] = Field({})  # overrides of every entry
     baseline: str | None = None  # the configuration that the others are compared with
-    documents: list[str] = Field(default_factory=list)  # files with tables between markers
-    shown: dict[str, str] = Field(
-        default_factory=dict
-    )  # rows of the table "scores" and their names
-    slurm: dict[str, Any] = Field(default_factory=dict)  # parameters of submitit.AutoExecutor
+    documents: list[str] = Field([])  # files with tables between markers
+    shown: dict[str, str] = Field({})  # rows of the table "scores" and their names
+    slurm: dict[str, Any] = Field({})  # parameters of submitit.AutoExecutor
 
 
 def read_study(path: str) -> dict[str, Any]:
@@ -64,16 +62,15 @@ def members(study: dict[str, Any], choices: Sequence[str] = ()) -> list[tuple[st
 
     All configurations of a seed come before the next seed: an interrupted study compares them all.
     """
-    overrides, seeds, texts = _configurations(study), parse_seeds(study["seeds"]), _as_dict(choices)
-    names = texts.pop("name", ",".join(overrides)).split(",")
-    chosen = parse_seeds(texts.pop("seed", study["seeds"]))
-    baseline = [study["baseline"]] if study["baseline"] else []
+    configurations, texts = _configurations(study), _as_dict(choices)
+    names = texts.pop("name", ",".join(configurations)).split(",")
+    seeds = parse_seeds(texts.pop("seed", study["seeds"]))
     _refuse_others("choice", texts, ["name", "seed"])
-    _refuse_others("name", names, overrides)
-    _refuse_others("seed", chosen, seeds)
-    _refuse_others("baseline", baseline, overrides)
-    pairs = [(path, words) for name, (path, words) in overrides.items() if name in names]
-    return [(path, [*words, f"seed={seed}"]) for seed in chosen for path, words in pairs]
+    _refuse_others("name", names, configurations)
+    _refuse_others("seed", seeds, parse_seeds(study["seeds"]))
+    _refuse_others("baseline", [study["baseline"] or names[0]], configurations)
+    chosen = [pair for name, pair in configurations.items() if name in names]
+    return [(path, [*words, f"seed={seed}"]) for seed in seeds for path, words in chosen]
 
 
 def _configurations(study: dict[str, Any]) -> dict[str, tuple[str, list[str]]]:
@@ -90,7 +87,8 @@ def _configurations(study: dict[str, Any]) -> dict[str, tuple[str, list[str]]]:
             name = base + "".join(_suffix(k, v) for k, v in choice if len(entry["grid"][k]) > 1)
             if name in result:
                 raise ConfigError(f"two configurations are named '{name}'; give one a key 'name'")
-            words = [_override(*pair) for pair in [*settings, *choice, ("name", name)]]
+            pairs = [*settings, *choice, ("name", name)]
+            words = [f"{key}={json.dumps(value, default=str)}" for key, value in pairs]
             result[name] = entry["config"], words
     return result
 
@@ -130,12 +128,3 @@ def _suffix(key: str, value: Any) -> str:
     """What a value adds to the name of a configuration, such as "-beta4" or "-lr0.0001"."""
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return re.sub(r"[^\w.-]+", "_", f"-{key.rpartition('.')[2]}{text.replace('+', '')}")
-
-
-def _override(key: str, value: Any) -> str:
-    """`key=value`, which is read back as this value; in quotes only where YAML needs them."""
-    quoted = f"{key}={json.dumps(value, default=str)}"
-    if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value):
-        plain = f"{key}={value}"
-        return plain if apply_overrides({}, [plain]) == apply_overrides({}, [quoted]) else quoted
-    return quoted

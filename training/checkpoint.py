@@ -11,18 +11,10 @@ import torch
 from torch import nn
 
 import files
+from training.log import Window
 
 REQUIRED = {"config": dict, "image_shape": (list, tuple), "model": dict, "step": int}
-OPTIONAL = {  # what training needs and published weights lack
-    "optimizers": (dict, type(None)),
-    "window": (dict, type(None)),
-    "seconds": (float, int, type(None)),
-}
 OBJECTIVE = "objective."  # prefix of a VAE objective's own weights; no code depends on them
-
-
-class CheckpointError(ValueError):
-    """The file is missing, damaged, or not a checkpoint of this project."""
 
 
 class NonFiniteError(RuntimeError):
@@ -41,14 +33,6 @@ def refuse_non_finite(step: int, terms: dict[str, float], model: nn.Module | Non
             f"not finite at step {step:,}: {', '.join(wrong)}; "
             "the last checkpoint is intact; a lower learning rate may help"
         )
-
-
-def checkpoint_file(path: Path) -> Path:
-    """The checkpoint file at `path`, which may also be a run folder."""
-    file = path / "checkpoint.pt" if path.is_dir() else path
-    if not file.is_file():
-        raise CheckpointError(f"there is no checkpoint {file}")
-    return file
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -70,45 +54,52 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], str]:
         The state and the SHA-256 of the file.
 
     Raises:
-        CheckpointError: there is no such file, its bytes are damaged, or it holds something else.
+        ValueError: there is no such file, its bytes are damaged, or it holds something else.
     """
-    file = checkpoint_file(path)
+    file = path / "checkpoint.pt" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"there is no checkpoint {file}")
     content = file.read_bytes()  # once: a training may replace the file meanwhile
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load checks no checksum
             if archive.testzip():
                 raise zipfile.BadZipFile
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        for key, kind in (REQUIRED | OPTIONAL).items():
-            if not isinstance(state[key] if key in REQUIRED else state.get(key), kind):
+        for key, kind in REQUIRED.items():
+            if not isinstance(state[key], kind):
                 raise TypeError(key)
-        if state["step"] < 0 or ("optimizers" in state and "window" not in state):
-            raise ValueError("it is incomplete")
     except Exception as error:  # foreign or damaged bytes fail in a dozen ways
-        raise CheckpointError(f"{file} is damaged or not a checkpoint of this project") from error
+        raise ValueError(f"{file} is damaged or not a checkpoint of this project") from error
     return state, hashlib.sha256(content).hexdigest()
 
 
-def restore(model: nn.Module, state: dict[str, Any], path: Path, *, optimizers: bool) -> None:
-    """Load the weights of a checkpoint, and with `optimizers` the state of the optimisers.
+def state_of(model: nn.Module, window: Window) -> dict[str, Any]:
+    """What `restore` loads."""
+    optimizers = {name: optimizer.state_dict() for name, optimizer in model.optimizers.items()}
+    return {"model": model.state_dict(), "optimizers": optimizers, "window": window.state()}
+
+
+def restore(
+    model: nn.Module, state: dict[str, Any], path: Path, window: Window | None = None
+) -> None:
+    """Load the weights of a checkpoint; for training also its optimisers and its window.
 
     Published weights have no optimisers and lack what an objective needs for training only.
 
     Raises:
-        CheckpointError: the weights do not fit the model, or the optimisers are missing.
+        ValueError: the weights do not fit the model, or the optimisers are missing.
     """
-    if optimizers and "optimizers" not in state:
-        raise CheckpointError(f"{path} holds weights only; training cannot resume from it")
+    if window and "optimizers" not in state:
+        raise ValueError(f"{path} holds weights only; training cannot resume from it")
     try:
         keys = model.load_state_dict(state["model"], strict=False)
-        missing = [key for key in keys.missing_keys if optimizers or not key.startswith(OBJECTIVE)]
+        missing = [key for key in keys.missing_keys if window or not key.startswith(OBJECTIVE)]
         if missing or keys.unexpected_keys:
             raise KeyError(", ".join([*missing, *keys.unexpected_keys]))
-        if optimizers:
+        if window:
+            window.load(state["window"])
             for name, optimizer in model.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{path} does not fit the networks of this version: {reason}"
-        ) from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} does not fit the networks of this version: {reason}") from error

@@ -17,9 +17,8 @@ def choose_device(name: str) -> torch.device:
     if torch.cuda.is_available():
         available.insert(1, "cuda")
     if name not in available:
-        raise ValueError(
-            f"train.device: '{name}' is not available here; allowed: {', '.join(available)}"
-        )
+        allowed = ", ".join(available)
+        raise ValueError(f"train.device: '{name}' is not available here; allowed: {allowed}")
     return torch.device(available[1] if name == "auto" else name)
 
 
@@ -66,7 +65,6 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of the CPU or the GPU is used up."""
-    texts = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        text in str(error) for text in texts
-    )
+    texts = "can't allocate memory|not enough memory|Storage size calculation overflowed"
+    is_known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return is_known or bool(re.search(texts, str(error)))

@@ -37,17 +37,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The content of run.json; {"starts": []} if there is none. ValueError if it is damaged."""
+    """The content of run.json; {"starts": []} if there is none."""
     path = folder / "run.json"
     if not path.exists():
         return {"starts": []}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        for start in record["starts"]:
-            start.get("precision")
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return {"starts": []} | json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged; delete it to resume without it") from error
-    return record
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
@@ -58,10 +55,7 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 def record_start(
     folder: Path, step: int, dtype: torch.dtype, device: torch.device, processes: int
 ) -> dict[str, Any]:
-    """Add a start at `step` to run.json; returns the record.
-
-    Prints a warning if the run computes in another precision than before.
-    """
+    """Add a start at `step` to run.json; returns the record. Another precision is a warning."""
     record = read_record(folder) if step else {"starts": []}
     precision = str(dtype).removeprefix("torch.")
     before = record["starts"][-1].get("precision", precision) if record["starts"] else precision
@@ -75,18 +69,11 @@ def record_start(
 
 def provenance() -> dict[str, Any]:
     """The command that was typed and the commit of the code, with "+" if files were changed."""
+    command = shlex.join([os.path.basename(sys.executable), *sys.argv])
+    git = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]
     root = Path(__file__).resolve().parents[1]
-
-    def git(*words: str) -> str:
-        try:
-            result = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
-        except FileNotFoundError:
-            return ""
-        return result.stdout.strip()
-
-    commit = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no") if commit else ""
-    return {
-        "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
-        "commit": commit + ("+" if changed else "") if commit else None,
-    }
+    try:
+        commit = subprocess.run(git, cwd=root, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        commit = ""
+    return {"command": command, "commit": commit or None}

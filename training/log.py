@@ -16,11 +16,13 @@ import files
 class Window:
     """Sums of all terms since the last row of the log, kept on the device."""
 
-    def __init__(self, device: torch.device, state: dict[str, Any] | None = None):
+    def __init__(self, device: torch.device):
         self.names, self.count, self.sum = [], 0, torch.zeros((), device=device)
-        if state:
-            self.names, self.count = state["names"], state["count"]
-            self.sum = state["sum"].to(device)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned."""
+        self.names, self.count = state["names"], state["count"]
+        self.sum = state["sum"].to(self.sum.device)
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Add the terms of one step; their names must be the same at every step."""
@@ -45,16 +47,10 @@ class Window:
 
 
 def new_warnings(model: nn.Module, terms: dict[str, float], earlier: set[str]) -> list[str]:
-    """Warnings of the model about its terms; a repeated one again only after a call without it.
-
-    Args:
-        earlier: the kinds of the previous call; updated.
-    """
+    """Warnings of the model about its terms, each kind once; `earlier` holds the kinds so far."""
     texts = model.warnings(terms) if hasattr(model, "warnings") else []
-    kinds = {text.partition(":")[0]: text for text in texts}  # the numbers after it change
-    new = [text for kind, text in kinds.items() if kind not in earlier]
-    earlier.clear()
-    earlier.update(kinds)
+    new = [text for text in texts if text.partition(":")[0] not in earlier]  # a number follows
+    earlier.update(text.partition(":")[0] for text in new)
     return new
 
 
@@ -63,9 +59,6 @@ class CsvSink:
 
     Args:
         complete: refuse a file whose rows end before `last_step`.
-
-    Raises:
-        ValueError: the file is damaged, or rows up to `last_step` are missing.
     """
 
     def __init__(self, path: Path, last_step: int, complete: bool = True):
@@ -102,54 +95,41 @@ class CsvSink:
             with open(self.path, "rb+") as file:
                 os.fsync(file.fileno())
 
-    def close(self) -> None:
-        """Nothing to do: the file is closed after every row."""
-
 
 class TensorBoardSink:
     """TensorBoard event files."""
 
     def __init__(self, folder: Path, last_step: int):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError("train.tensorboard: true needs `pip install tensorboard`") from error
-        writer = SummaryWriter(folder / "tensorboard", purge_step=last_step + 1)
-        self.scalar, self.sync, self.close = writer.add_scalar, writer.flush, writer.close
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(folder / "tensorboard", purge_step=last_step + 1)
+        self.sync = self.writer.flush
 
     def row(self, step: int, terms: dict[str, float]) -> None:
-        """Add every term as a scalar."""
         for name, value in terms.items():
-            self.scalar(name, value, step)
+            self.writer.add_scalar(name, value, step)
 
 
 class WandbSink:
     """A run of Weights & Biases; a resumed training continues the same one."""
 
     def __init__(self, folder: Path, mode: str, config: dict[str, Any]):
-        try:
-            import wandb
-        except ImportError as error:
-            raise ValueError(f"train.wandb: {mode} needs `pip install wandb`") from error
+        import wandb
+
         name = f"{config['name']}-seed{config['seed']}"
-        settings = wandb.Settings(silent=True, console="off")
-        options = {"mode": mode, "dir": folder, "config": config, "settings": settings}
-        run = wandb.init(project="disentanglement", name=name, id=name, resume="allow", **options)
-        self.log, self.close = run.log, run.finish
+        options = {"project": "disentanglement", "resume": "allow", "mode": mode, "dir": folder}
+        options["settings"] = wandb.Settings(silent=True, console="off")
+        self.run = wandb.init(name=name, id=name, config=config, **options)
 
     def row(self, step: int, terms: dict[str, float]) -> None:
-        """Log every term."""
-        self.log(terms, step=step)
+        self.run.log(terms, step=step)
 
     def sync(self) -> None:
         """Nothing to do: wandb writes in a process of its own."""
 
 
 def open_sinks(folder: Path, last_step: int, config: dict[str, Any]) -> list[Any]:
-    """The sinks that the section `train` of a configuration asks for.
-
-    A sink has the methods row(step, terms), sync() and close().
-    """
+    """The sinks of a configuration, each with the methods row(step, terms) and sync()."""
     settings = config["train"]
     sinks: list[Any] = [CsvSink(folder / "log.csv", last_step)]
     if settings["tensorboard"]:
@@ -165,8 +145,8 @@ def read_log(path: Path) -> pd.DataFrame:
         text = path.read_text(encoding="utf-8")
         complete = text[: text.rfind("\n") + 1]  # a crash may tear the last row
         log = pd.read_csv(io.StringIO(complete)) if complete else pd.DataFrame()
+        if len(log) and ("step" not in log or log.select_dtypes("number").shape != log.shape):
+            raise ValueError("there is text in it")
     except ValueError as error:
         raise ValueError(f"{path} is damaged; delete it to continue without it") from error
-    if len(log) and ("step" not in log or len(log.select_dtypes("number").columns) < len(log.T)):
-        raise ValueError(f"{path} is damaged; delete it to continue without it")
     return log

@@ -1,7 +1,6 @@
 """One run on several processes started by torchrun; everything is a no-op for one process.
 
-Each process takes its share of every batch; gradients are averaged over processes right before an
-optimiser steps, however many optimisers the model has.
+Each process takes its share of every batch; gradients are averaged right before an optimiser steps.
 """
 
 import os
@@ -54,10 +53,7 @@ def average(terms: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def synchronise(model: nn.Module) -> None:
-    """Give all processes the weights of rank 0 and make its optimisers average gradients.
-
-    A module with an attribute `over_processes` gets a function that averages a tensor.
-    """
+    """Give all processes the weights of rank 0 and make its optimisers average gradients."""
     if not dist.is_initialized():
         return
     for tensor in model.state_dict().values():
@@ -65,7 +61,7 @@ def synchronise(model: nn.Module) -> None:
         _collective(dist.broadcast, contiguous, 0)
         tensor.copy_(contiguous)
     for module in model.modules():
-        if hasattr(module, "over_processes"):
+        if hasattr(module, "over_processes"):  # a function that averages a tensor
             module.over_processes = lambda value: average({"value": value})["value"]
     for optimizer in model.optimizers.values():
         optimizer.register_step_pre_hook(_average_gradients)
@@ -77,8 +73,7 @@ def _average_gradients(optimizer: torch.optim.Optimizer, *_: object) -> None:
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     _collective(dist.all_reduce, flat.div_(dist.get_world_size()))
-    parts = flat.split([gradient.numel() for gradient in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view(gradient.shape))
 
 
