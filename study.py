@@ -247,11 +247,10 @@ def report(options: argparse.Namespace) -> int:
         try:
             row = results.read_run(member.folder, member.values, member.complete().step)
             logs[row["config"]].append(read_log(member.folder / "log.csv"))
-        except (ValueError, OSError) as error:
-            print(f"left out: {error}")
-        else:
             rows.append(row)
             folders.append(member.folder)
+        except (ValueError, OSError) as error:
+            print(f"left out: {error}")
     if not rows:
         raise ValueError("there is no complete run with scores")
     frame = results.as_frame(rows)

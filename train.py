@@ -103,8 +103,8 @@ def train(
         scores = CsvSink(folder / "scores.csv", first, complete=False)
         if first < steps:
             sinks = open_sinks(folder, first - window.count, values)
-    about = {"config": values, "data": data.fingerprint, "images": len(data)}
-    about["image_shape"] = list(data.image_shape)
+    about = {"config": values, "image_shape": list(data.image_shape)}
+    about |= {"images": len(data), "data": data.fingerprint}
     noise, began, warned = fixed_noise(model, FRAME_SPRITES), time.perf_counter() - seconds, set()
     bar = runs.progress_bar(steps * size, "start", initial=first * size, disable=not is_main)
 
@@ -119,7 +119,7 @@ def train(
             stop = all_reduce_max(interrupt.signal)  # all processes stop at the same step
 
             # Every log_every steps: one row with the mean of every term. The only device sync.
-            is_row = due(done, settings["log_every"])
+            is_row = done % settings["log_every"] == 0
             if is_row or is_last:
                 means = window.mean()
                 refuse_non_finite(done, means)
@@ -133,13 +133,13 @@ def train(
                 bar.set_description(f"step {done:,}/{steps:,}", refresh=False)
 
             # Every draw_every steps: a frame of training.gif.
-            if is_main and (due(done, settings["draw_every"]) or is_last):
+            if is_main and (done % settings["draw_every"] == 0 or is_last):
                 model.eval()
                 files.write(folder / "frames" / f"{done:08d}.png", frame(model, noise))
                 model.train()
 
             # Every score_every steps: a row of scores.csv.
-            if is_main and due(done, settings["score_every"]):
+            if is_main and settings["score_every"] and done % settings["score_every"] == 0:
                 model.eval()
                 row = {"images": done * size, "minutes": (time.perf_counter() - began) / 60}
                 scores.row(done, row | runs.quick_scores(model, data))
@@ -147,17 +147,13 @@ def train(
                 model.train()
 
             # Every save_every steps, at the end and when told to stop: the checkpoint.
-            is_kept = due(done, settings["keep_every"])
-            if is_kept or due(done, settings["save_every"]) or is_last or stop:
+            if done % settings["save_every"] == 0 or is_last or stop:
                 refuse_non_finite(done, window.mean(), model)
                 for sink in sinks:
                     sink.sync()  # no checkpoint is ahead of the log
-                seconds = time.perf_counter() - began
-                state = about | {"step": done, "seconds": seconds} | state_of(model, window)
+                about |= {"step": done, "seconds": time.perf_counter() - began}
                 if is_main:
-                    save_checkpoint(folder / "checkpoint.pt", state)
-                if is_main and is_kept:
-                    save_checkpoint(folder / f"checkpoint_{done:08d}.pt", state)
+                    save_checkpoint(folder / "checkpoint.pt", about | state_of(model, window))
             try:
                 bar.update(size)
             except BrokenPipeError:  # Ctrl-C has ended the reader of our output (| tee)
@@ -166,6 +162,7 @@ def train(
                 if is_main:
                     print(f"Stopped and saved in {folder}. The same command resumes.")
                 return 128 + stop
+        seconds = time.perf_counter() - began
 
     # The end: what the record says about the whole run, and pictures.
     if is_main:
@@ -175,11 +172,6 @@ def train(
         draw(folder, model, data, f"{values['name']}, seed {seed}")
         print(f"Done: {folder}. {next_command(folder)}")
     return 0
-
-
-def due(step: int, every: int) -> bool:
-    """Whether what happens every so many steps happens at this one; 0 is never."""
-    return every > 0 and step % every == 0
 
 
 def frames_in(folder: Path) -> list[tuple[int, Path]]:

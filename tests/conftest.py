@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+import config
+import study
+
 torch.set_num_threads(1)  # small batches; and the same sums on every machine
 CONFIGS = sorted(Path("config").glob("twoD*.yaml"))
 
@@ -33,6 +36,27 @@ def command(squares, tmp_path):
         small = ["name=small", f"train.steps={steps}", "train.batch_size=8", "train.log_every=1"]
         data = [f"dataset={{name: npz, path: {squares}}}", "train.device=cpu"]
         return ["--config", str(config), "--runs", str(runs), *data, *small, *overrides]
+
+    return build
+
+
+@pytest.fixture
+def write(squares, tmp_path, monkeypatch):
+    """Write a study of small runs; returns the arguments that name it and the folder of its runs.
+
+    Published runs of the study `small` are looked for in the test's own folder.
+    """
+    monkeypatch.setattr(study, "published_runs", lambda _: tmp_path / "res/small/runs")
+
+    def build(*entries, **keys):
+        small = {"dataset": {"name": "npz", "path": str(squares)}, "train.device": "cpu"}
+        small |= {"train.batch_size": 8, "train.log_every": 1, "train.steps": 4}
+        small |= {"model.latent_dim": 3}
+        for entry in entries:
+            entry["overrides"] = small | entry.get("overrides", {})
+        path = tmp_path / "small.yaml"
+        path.write_text(config.to_yaml({"name": "small", "seeds": 0, "runs": [*entries]} | keys))
+        return [str(path), "--runs", str(tmp_path / "runs")]
 
     return build
 
