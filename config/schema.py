@@ -119,16 +119,13 @@ def describe(schema: type[BaseModel]) -> str:
                 heading += f".name={choice.__name__}"
             lines += ["", *textwrap.wrap(f"{heading}: {choice.__doc__ or ''}", 100)]
             for key, field in keys.items():
-                if "const" not in field and "$ref" not in str(field):  # else it has a heading
-                    lines += _entry(key, field)
+                if "const" in field or "$ref" in str(field):  # it has a heading
+                    continue
+                known = "default" in field
+                default = f"default {json.dumps(field['default'])}" if known else "required"
+                text = f"  {key} ({_type(field)}; {default}): {field.get('description', '')}"
+                lines += textwrap.wrap(text, 100, subsequent_indent="      ")
     return "\n".join(lines)
-
-
-def _entry(key: str, field: dict[str, Any]) -> list[str]:
-    """The lines about a key: name, type and range, default, description."""
-    default = f"default {json.dumps(field['default'])}" if "default" in field else "required"
-    text = f"{key} ({_type(field)}; {default}): {field.get('description', '')}"
-    return textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="      ")
 
 
 def _type(field: dict[str, Any]) -> str:

@@ -22,8 +22,6 @@ def process_group(device: torch.device) -> Iterator[tuple[int, int]]:
     if "RANK" not in os.environ:
         yield 0, 1
         return
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"train.device: torchrun needs cpu or cuda, not '{device.type}'")
     if device.type == "cuda":
         local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= gpus:
