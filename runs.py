@@ -25,6 +25,7 @@ from metrics import Samples, as_samples, score_all
 from models import MODELS, build_model, needs_objective
 from models.fast import accelerate, keep_freed_memory
 from models.objectives import OBJECTIVES
+from models.rotation import rotate_latents
 from training.checkpoint import NonFiniteError, load_checkpoint, restore
 from training.device import choose_device, choose_precision, out_of_memory
 from training.processes import PeerError
@@ -185,6 +186,15 @@ def encode(
             codes.append(mu.float().cpu())
             bar.update(len(index))
     return torch.cat(codes).numpy(), torch.cat(logvars).numpy() if logvars else None
+
+
+def rotate(model: nn.Module, data: ImageData) -> None:
+    """Turn the latents of a VAE to independent axes, as they are on 10,000 fixed images."""
+    rows = data.random_index(min(SAMPLE_IMAGES, len(data)), seed=1).numpy()
+    model.eval()
+    mu, logvar = encode(model, data, rows)
+    rotate_latents(model, torch.from_numpy(mu), torch.from_numpy(logvar))
+    model.train()
 
 
 def sample_codes(model: nn.Module, data: ImageData) -> Samples:

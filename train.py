@@ -111,6 +111,10 @@ def train(
     model.train()
     with Interrupt() as interrupt, bar:
         for step in range(first, steps):
+            # At the steps of model.rotate_at: active latents are turned to independent axes.
+            if step in (values["model"].get("rotate_at") or ()):
+                runs.rotate(model, data)
+
             # One step: its images and its noise depend on (seed, step, rank) only.
             torch.manual_seed(mix(seed, step, rank))
             terms = model.train_step(data.batch(batches[step], model.dtype), step)

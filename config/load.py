@@ -154,7 +154,7 @@ def _explain(schema: type[BaseModel], values: dict[str, Any], mistake: dict[str,
         return f"key '{key}' is missing"
     if kind == "union_tag_not_found":
         return f"key '{key}.name' is missing"
-    allowed = mistake["msg"].replace("Input should be ", "allowed: ")
+    allowed = mistake["msg"].replace("Input should be ", "allowed: ").removeprefix("Value error, ")
     if kind == "union_tag_invalid":
         key, value, tags = f"{key}.name", value["name"], mistake["ctx"]["expected_tags"]
         close = difflib.get_close_matches(str(value), tags.replace("'", "").split(", "), n=1)

@@ -22,6 +22,7 @@ from torch import nn
 from models.infogan import InfoGAN
 from models.networks import NETWORKS
 from models.objectives import OBJECTIVES
+from models.rotation import layers_beside_code
 from models.vae import VAE
 
 MODELS = {"vae": VAE, "infogan": InfoGAN}
@@ -52,7 +53,10 @@ def build_model(
         default = inspect.signature(constructor).parameters["latent_dim"].default
         facts = {"latent_dim": settings.get("latent_dim", default), "dataset_size": dataset_size}
         settings["objective"] = _objective(facts, **objective)
-    return constructor(image_shape, **settings)
+    built = constructor(image_shape, **settings)
+    if settings.get("rotate_at"):
+        layers_beside_code(built)
+    return built
 
 
 def _objective(facts: dict[str, int | None], name: str, **settings: Any) -> Callable[..., Any]:

@@ -1,9 +1,9 @@
 """Types of hyperparameters, and schedules that depend on the step alone."""
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 from torch.optim import Optimizer
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -13,10 +13,37 @@ Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 
 
+def check_schedule(value: Any) -> float | dict[int, float]:
+    """Return a number of 0 or more, or positive values at steps; else raise ValueError."""
+    knots = value if isinstance(value, dict) else {0: value or 1}
+    for step, number in knots.items():
+        is_step = type(step) is int and step >= 0
+        if not is_step or type(number) not in (int, float) or not 0 < number < math.inf:
+            raise ValueError("allowed: a number of 0 or more, or {step: number above 0, ...}")
+    return value
+
+
+Schedule = Annotated[
+    Any, AfterValidator(check_schedule), WithJsonSchema({"type": "float >= 0 or {step: float > 0}"})
+]
+
+
 def log_linear(start: float, end: float, step: int, steps: int) -> float:
     """A line in the logarithm from `start` to `end` over `steps`, constant from there on."""
     progress = min(step / steps, 1.0)
     return math.exp((1 - progress) * math.log(start) + progress * math.log(end))
+
+
+def at_step(schedule: float | dict[int, float], step: int) -> float:
+    """The value of a schedule: log-linear between its knots, constant before and after them."""
+    if not isinstance(schedule, dict):
+        return schedule
+    knots = sorted(schedule.items())
+    later = [index for index, (knot, _) in enumerate(knots) if knot > step]
+    if not later or later[0] == 0:
+        return knots[-1 if not later else 0][1]
+    (first, start), (last, end) = knots[later[0] - 1], knots[later[0]]
+    return log_linear(start, end, step - first, last - first)
 
 
 def decay_rates(optimizers: dict[str, Optimizer], end: float, step: int, steps: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.factor_vae import FactorVAE
-from models.hyperparameters import Count, NonNegative, Positive, log_linear
+from models.hyperparameters import Count, NonNegative, Positive, Schedule, at_step
 from models.vae import VAE, Loss, Posterior, Terms, elbo_terms
 
 
@@ -20,14 +20,16 @@ def vae_elbo(vae: VAE, x: Tensor, step: int) -> Loss:
     return beta_vae(vae, x, step, beta=1.0)
 
 
-def beta_vae(vae: VAE, x: Tensor, step: int, *, beta: NonNegative = 4.0) -> Loss:
+def beta_vae(vae: VAE, x: Tensor, step: int, *, beta: Schedule = 4.0) -> Loss:
     """recon + beta KL: Higgins et al. 2017, eq. 4, https://openreview.net/forum?id=Sy2fzU9gl.
 
     Args:
-        beta: weight of the KL.
+        beta: weight of the KL; {step: weight, ...} is log-linear between the steps.
     """
     terms, _ = elbo_terms(vae, x)
-    return terms["recon"] + beta * terms["kl"], terms
+    beta_t = at_step(beta, step)
+    changes = {"beta": terms["kl"].new_full((), beta_t)} if isinstance(beta, dict) else {}
+    return terms["recon"] + beta_t * terms["kl"], terms | changes
 
 
 def annealed_beta_vae(
@@ -46,9 +48,7 @@ def annealed_beta_vae(
         beta: weight of the KL from anneal_steps on.
         anneal_steps: steps over which the weight changes.
     """
-    beta_t = log_linear(beta_start, beta, step, anneal_steps)
-    loss, terms = beta_vae(vae, x, step, beta=beta_t)
-    return loss, terms | {"beta": loss.new_full((), beta_t)}
+    return beta_vae(vae, x, step, beta={0: beta_start, anneal_steps: beta})
 
 
 def capacity_vae(

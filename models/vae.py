@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.hyperparameters import Count, CountOrZero, Positive, Share, decay_rates
+from models.muon import Muon, is_hidden
 from models.networks import NETWORKS, Shape
 
 Terms = dict[str, Tensor]  # 0-d tensors
@@ -30,9 +31,12 @@ class VAE(nn.Module):
         network: encoder and decoder; affine has the pose of a sprite built in.
         latent_dim: number of latents.
         lr: learning rate of Adam.
+        muon_from: first step at which Muon trains the hidden layers in place of Adam.
+        lr_muon: learning rate of Muon.
         lr_decay: factor of all learning rates after a log-linear decay; 1 is no decay.
         lr_decay_steps: steps of the decay.
         draw_from: first step that trains the sprite of network affine; before, only its pose is.
+        rotate_at: steps before which FastICA turns the active latents to independent axes.
     """
 
     span = (-3.0, 3.0)  # of a traversal, in standard deviations of the prior
@@ -46,9 +50,12 @@ class VAE(nn.Module):
         network: Literal[tuple(NETWORKS)] = "seed",
         latent_dim: Count = 10,
         lr: Positive = 5e-4,
+        muon_from: CountOrZero | None = None,
+        lr_muon: Positive = 0.01,
         lr_decay: Share = 1.0,
         lr_decay_steps: Count = 1,
         draw_from: CountOrZero = 0,
+        rotate_at: list[CountOrZero] | None = None,
     ):
         super().__init__()
         if draw_from and network != "affine":
@@ -60,9 +67,17 @@ class VAE(nn.Module):
         self.dtype = torch.float32  # of the convolutions; bfloat16 where the hardware has it
         parameters = [*self.encoder.parameters(), *self.decoder.parameters()]
         self.optimizers = {"vae": torch.optim.Adam(parameters, lr=lr, fused=True)}
+        if muon_from is not None:
+            hidden = [weight for weight in parameters if is_hidden(weight)]
+            self.optimizers = {"muon": Muon(hidden, lr_muon)} | self.optimizers
         self.optimizers |= getattr(objective, "optimizers", {})
         self.lr_decay, self.lr_decay_steps = lr_decay, lr_decay_steps
-        self.draw_from, self.step = draw_from, 0
+        self.muon_from, self.draw_from, self.rotate_at, self.step = (
+            muon_from,
+            draw_from,
+            rotate_at,
+            0,
+        )
 
     def autocast(self, x: Tensor) -> torch.autocast:
         """The context in which the convolutions run in `self.dtype`."""
@@ -82,11 +97,11 @@ class VAE(nn.Module):
         if self.draw_from:
             self.decoder.draw.requires_grad_(step >= self.draw_from)
         loss, terms = self.objective(self, x, step)
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad()
         loss.backward()
-        for optimizer in self.optimizers.values():
-            optimizer.step()
+        for name, optimizer in self.optimizers.items():
+            if name != "muon" or step >= self.muon_from:
+                optimizer.step()
+                optimizer.zero_grad()  # Adam passes over the weights that Muon has changed
         return {name: term.detach() for name, term in ({"loss": loss} | terms).items()}
 
     def encode(self, x: Tensor) -> Tensor:
