@@ -123,7 +123,7 @@ def train(
             stop = all_reduce_max(interrupt.signal)  # all processes stop at the same step
 
             # Every log_every steps: one row with the mean of every term. The only device sync.
-            is_row = done % settings["log_every"] == 0
+            is_row = due(done, settings["log_every"])
             if is_row or is_last:
                 means = window.mean()
                 refuse_non_finite(done, means)
@@ -137,27 +137,30 @@ def train(
                 bar.set_description(f"step {done:,}/{steps:,}", refresh=False)
 
             # Every draw_every steps: a frame of training.gif.
-            if is_main and (done % settings["draw_every"] == 0 or is_last):
+            if is_main and (due(done, settings["draw_every"]) or is_last):
                 model.eval()
                 files.write(folder / "frames" / f"{done:08d}.png", frame(model, noise))
                 model.train()
 
             # Every score_every steps: a row of scores.csv.
-            if is_main and settings["score_every"] and done % settings["score_every"] == 0:
+            if is_main and due(done, settings["score_every"]):
                 model.eval()
                 row = {"images": done * size, "minutes": (time.perf_counter() - began) / 60}
                 scores.row(done, row | runs.quick_scores(model, data))
                 scores.sync()
                 model.train()
 
-            # Every save_every steps, at the end and when told to stop: the checkpoint.
-            if done % settings["save_every"] == 0 or is_last or stop:
+            # Every save_every steps, at the end and when told to stop: the checkpoint. Every
+            # keep_every steps: one with a name of its own.
+            is_kept = due(done, settings["keep_every"])
+            if is_kept or due(done, settings["save_every"]) or is_last or stop:
                 refuse_non_finite(done, window.mean(), model)
                 for sink in sinks:
                     sink.sync()  # no checkpoint is ahead of the log
                 about |= {"step": done, "seconds": time.perf_counter() - began}
-                if is_main:
-                    save_checkpoint(folder / "checkpoint.pt", about | state_of(model, window))
+                names = ["checkpoint.pt"] + is_kept * [f"checkpoint_{done:08d}.pt"]
+                for name in names if is_main else ():
+                    save_checkpoint(folder / name, about | state_of(model, window))
             try:
                 bar.update(size)
             except BrokenPipeError:  # Ctrl-C has ended the reader of our output (| tee)
@@ -176,6 +179,11 @@ def train(
         draw(folder, model, data, f"{values['name']}, seed {seed}")
         print(f"Done: {folder}. {next_command(folder)}")
     return 0
+
+
+def due(step: int, every: int) -> bool:
+    """Whether what happens every so many steps happens at this one; 0 is never."""
+    return every > 0 and step % every == 0
 
 
 def frames_in(folder: Path) -> list[tuple[int, Path]]:

@@ -14,7 +14,6 @@ from config.schema import sections
 
 REMOVED = {  # keys of published configurations that no longer exist -> the only value still right
     "train.compile": False,
-    "train.keep_every": 0,
     "objective.sampling": "mss",
     "model.q_std": "fixed",
     "model.betas": [0.5, 0.999],

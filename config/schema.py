@@ -38,6 +38,7 @@ class Train(Strict):
     draw_every: int = Field(250, ge=1, description="steps between frames of training.gif")
     save_every: int = Field(1000, ge=1, description="steps between saves of checkpoint.pt")
     score_every: int = Field(0, ge=0, description="steps between rows of scores.csv; 0 is off")
+    keep_every: int = Field(0, ge=0, description="steps between permanent checkpoints; 0 is off")
     tensorboard: bool = Field(False, description="also log to TensorBoard event files")
     wandb: Literal["disabled", "offline", "online"] = Field(
         "disabled", description="also log to Weights & Biases"

@@ -18,6 +18,7 @@ from conftest import CONFIGS, assert_equal
 
 import runs
 import train
+from models import rotation
 from models.objectives import OBJECTIVES, vae_elbo
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.device import choose_device, choose_precision
@@ -47,9 +48,11 @@ def without_time(state):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_a_straight_run_equals_an_interrupted_one_bit_for_bit(command, tmp_path, path):
+def test_a_straight_run_equals_an_interrupted_one_bit_for_bit(command, tmp_path, monkeypatch, path):
+    monkeypatch.setattr(rotation, "ACTIVE_KL", 0.0)
     text, later = path.read_text(), ["train.draw_every=4"]
-    later += [f"model.{key}=4" for key in ("draw_from", "cr_start") if f"{key}: " in text]
+    keys = {"draw_from": 4, "cr_start": 4, "muon_from": 4, "rotate_at": [2, 4]}
+    later += [f"model.{key}={value}" for key, value in keys.items() if f"{key}: " in text]
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     for root, all_steps in ((straight, [6]), (broken, [3, 6])):
         for steps in all_steps:
@@ -141,7 +144,8 @@ def test_the_run_folder_holds_what_it_should(command, folder, capsys):
 
 
 def test_what_does_not_change_the_weights_may_change_on_resume(command, folder):
-    changes = ["log_every=2", "draw_every=3", "save_every=1", "score_every=2", "device=auto"]
+    changes = ["log_every=2", "draw_every=3", "save_every=1", "score_every=2", "keep_every=5"]
+    changes += ["device=auto"]
     overrides = [f"train.{change}" for change in changes]
     assert train.main(command(BETA, steps=3)) == 0
     assert train.main(command(BETA, *overrides, steps=5)) == 0
@@ -435,12 +439,15 @@ def test_missing_pictures_are_drawn_by_the_next_call(command, folder, monkeypatc
 
 def test_scores_while_training(command, folder):
     for steps in (5, 6):
-        assert train.main(command(BETA, "train.score_every=2", steps=steps)) == 0
+        settings = "train.score_every=2", "train.keep_every=3"
+        assert train.main(command(BETA, *settings, steps=steps)) == 0
     scores = read_log(folder / "scores.csv")
     names = ["step", "images", "minutes", "beta_vae_paper", "factor_vae", "mig"]
     assert list(scores) == names
     assert list(scores["step"]) == [2, 4, 6]
     assert (folder / "scores.png").stat().st_size > 0
+    steps = [state_of(path)["step"] for path in sorted(folder.glob("checkpoint_*.pt"))]
+    assert steps == [3, 6]
 
 
 def test_another_precision_is_a_warning_and_a_damaged_record_is_named(command, folder, capsys):
