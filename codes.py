@@ -20,16 +20,12 @@ UNTRAINED = Path(__file__).resolve().parent / "config" / "twoD_vae.yaml"
 
 
 def pack_codes(codes: np.ndarray, logvar: np.ndarray | None, labels: Any) -> bytes:
-    """The content of a codes.npz.
-
-    Args:
-        labels: FactorGrid or FactorTable of the rows, or None.
-    """
+    """The content of a codes.npz; `labels` is a FactorGrid or FactorTable of the rows, or None."""
     arrays = {"codes": codes} | ({} if logvar is None else {"logvar": logvar})
     if isinstance(labels, FactorGrid):
-        arrays |= {"sizes": np.array(labels.sizes), "names": np.array(labels.names)}
+        arrays |= {"sizes": labels.sizes, "names": labels.names}
     elif labels is not None:
-        arrays |= {"factors": labels.values, "names": np.array(labels.names)}
+        arrays |= {"factors": labels.values, "names": labels.names}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()

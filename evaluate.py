@@ -1,6 +1,8 @@
 """Score and draw trained models: python evaluate.py --checkpoint runs/twoD/seed0
 
 Codes of any model: python evaluate.py --codes codes.npz --metrics mig,dci
+The file has codes (N, D) and, if known, factors (N, K) or sizes (K,) of a full row-major grid,
+names (K,) and logvar (N, D).
 Representations without training: python evaluate.py --baseline pca,ica
 """
 
@@ -60,13 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add, what = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--checkpoint", nargs="+", metavar="PATH", help="run folders or weights")
-    what.add_argument(
-        "--codes",
-        nargs="+",
-        metavar="NPZ",
-        help="codes (N, D); optional: factors (N, K) or sizes (K,) of a full row-major grid, "
-        "names (K,), logvar (N, D)",
-    )
+    what.add_argument("--codes", nargs="+", metavar="NPZ", help="files of codes")
     what.add_argument("--baseline", metavar="NAMES", help=f"of dSprites: {', '.join(BASELINES)}")
     add("--metrics", default=DEFAULT_METRICS, help=f"default: {DEFAULT_METRICS}")
     add("--config", type=Path, default=DEFAULT_CONFIG, help="settings of the metrics")
@@ -94,7 +90,7 @@ def evaluate(options: argparse.Namespace) -> int:
     overrides += options.overrides
     of_data = [text for text in overrides if text.startswith("dataset.")]
 
-    names = select(options.metrics.split(","))
+    names = select(items(options.metrics))
     values = config.read_yaml(options.config)
     values = config.apply_overrides(values, [text for text in overrides if text not in of_data])
     values = config.validate(config.sections_schema("Metrics", METRICS), values, complete=False)
@@ -129,13 +125,12 @@ def checkpoints(
     paths: list[Path], overrides: list[str], options: argparse.Namespace
 ) -> Iterator[Source]:
     """Run folders and files of weights, one after the other."""
-    if len({path.resolve() for path in paths}) < len(paths):
+    if len(set(paths)) < len(paths):
         raise ValueError("--checkpoint: a path is given twice")
     for path in paths:
         run = runs.load(path, options.device, overrides)
-        folder = run.path if run.path.is_dir() else EVALUATED / run.path.stem
-        if run.path.name == "checkpoint.pt":
-            folder = run.path.parent
+        path = path.parent if path.name == "checkpoint.pt" else path
+        folder = path if path.is_dir() else EVALUATED / path.stem
         if options.out:
             folder = options.out if len(paths) == 1 else runs.folder_of(run.values, options.out)
         facts = {"checkpoint_sha256": run.sha256, "data": run.data.fingerprint}
@@ -162,7 +157,7 @@ def code_files(paths: list[Path], options: argparse.Namespace) -> Iterator[Sourc
 
 def baselines(options: argparse.Namespace) -> Iterator[Source]:
     """Representations that need no training, three seeds of each."""
-    names = list(BASELINES) if options.baseline == "all" else options.baseline.split(",")
+    names = list(BASELINES) if options.baseline == "all" else items(options.baseline)
     if unknown := [name for name in names if name not in BASELINES]:
         allowed = ", ".join(["all", *BASELINES])
         raise ValueError(f"--baseline: '{unknown[0]}' is not allowed; allowed: {allowed}")
@@ -184,10 +179,6 @@ def score(
     """Scores of a source by key; those in its metrics.json are kept where they are valid.
 
     The file is written after every score, so an interrupted evaluation loses one metric at most.
-
-    Args:
-        names: the metrics.
-        settings: metric -> keyword arguments.
     """
     facts, columns = source.facts | {"options": changed_options(options)}, column_options(options)
     scores = valid_scores(source, names, settings, facts) if source.folder else {}
@@ -225,9 +216,9 @@ def valid_scores(
     before, valid, changes = results.read_scores(source.folder), {}, []
     if any(before.get(key) != facts[key] for key in ("checkpoint_sha256", "data")):
         return {}
-    is_scaled = facts["options"].get("samples") == "auto"  # then settings depend on the rows
     if before.get("options", {}) != facts["options"]:
         changes.append("other options")
+    is_scaled = facts["options"].get("samples") == "auto"  # computed again: rows decide on settings
     for key, name in SCORES.items():
         entry = before["scores"].get(key, {})
         if entry.get("score") is None or entry.get("version") != VERSIONS[name]:
@@ -255,16 +246,19 @@ def changed_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def column_options(options: argparse.Namespace) -> dict[str, Any]:
     """How `as_samples` reads the columns of the factors."""
-    columns = {key: [] for key in ("continuous", "without", "bins")}
-    for key in columns:
-        columns[key] = list(filter(None, getattr(options, key).split(",")))
     bins = {}
-    for text in columns["bins"]:
+    for text in items(options.bins):
         name, _, number = text.partition("=")
         if not number.isdecimal() or int(number) < 2:
             raise ValueError(f"--bins: '{text}' is not allowed; allowed: NAME=N, N 2 or more")
         bins[name] = int(number)
-    return columns | {"bins": bins}
+    continuous, without = items(options.continuous), items(options.without)
+    return {"continuous": continuous, "bins": bins, "without": without}
+
+
+def items(text: str) -> list[str]:
+    """The parts of a list that was typed with commas."""
+    return [item for item in text.split(",") if item]
 
 
 def encoded(run: runs.Run) -> tuple[np.ndarray, Any, np.ndarray | None]:
