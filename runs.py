@@ -34,6 +34,7 @@ ENCODE_BATCH = 1024
 PICTURE_IMAGES = 2048  # images on which the information of each latent is measured
 RANDOM_SEED = 20170425  # of the samples in random.png
 SAMPLE_IMAGES = 10_000  # images that are scored during training
+PLAIN_NAMES = {"posX": "x", "posY": "y", "scale": "size", "orientation": "rotation"}
 QUICK_SETTINGS = {  # fewer votes and points than published scores have: a tenth of their time
     "factor_vae": {"num_train": 2000, "num_test": 1000},
     "beta_vae_paper": {"num_train": 1000, "num_test": 1000, "classifier_seeds": 1},
@@ -212,12 +213,18 @@ def quick_scores(model: nn.Module, data: ImageData) -> dict[str, float]:
 
 
 def factor_names(model: nn.Module, data: ImageData) -> list[str] | None:
-    """For each latent the factor it shares most information with; None without factors."""
+    """For each latent the factors it shares most information with; None without factors."""
     if data.grid is None:
         return None
-    ((_, entry),) = score_all(sample_codes(model, data), ["mig"], scale_samples=True)
-    matrix = entry.get("matrix")  # not there if a factor has one value only
-    return matrix and best_factors(np.array(matrix["values"]), matrix["factors"])
+    samples = sample_codes(model, data)
+    ((_, entry),) = score_all(samples, ["mig"], scale_samples=True)
+    if "matrix" not in entry:  # a factor has one value only
+        return None
+    shares = np.array(entry["matrix"]["values"])  # of the entropy of each factor, (D, K)
+    names = entry["matrix"]["factors"]
+    columns = {name: samples.factors[:, k] for k, name in enumerate(samples.names)}
+    nats = shares * np.log([len(np.unique(columns[name])) for name in names])
+    return best_factors(nats, [PLAIN_NAMES.get(name, name) for name in names])
 
 
 def progress_bar(total: int, label: str, unit: str = " images", **options: Any) -> tqdm:

@@ -58,7 +58,8 @@ def table(
     for row, name in enumerate(row_names):
         page.paste(name, (0, top + row * step_y + (step_y - name.height) // 2))
     for column, name in enumerate(column_names):
-        page.paste(name, (left + column * step_x + (step_x - name.width) // 2, 0))
+        x = left + column * step_x + (step_x - name.width) // 2
+        page.paste(name, (x, top - name.height - 4))
     for row, column in enumerate(marks):
         x, y = left + column * step_x, top + row * step_y
         ImageDraw.Draw(page).rectangle((x, y, x + step_x, y + step_y), outline=BLUE, width=2)

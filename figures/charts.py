@@ -137,15 +137,17 @@ def log_scale(ax: Axes) -> None:
 
 
 def best_factors(values: np.ndarray, names: Sequence[str]) -> list[str]:
-    """Name the factor that each code follows, from information or importance (D, K).
+    """Name the factors that each code follows, from information or importance (D, K).
 
-    It is the factor with more than half of the code's row, else "mixed"; "" for a code whose values
-    are all below FAINT of the largest one.
+    These are the factors with at least a third of the code's largest value; more than two are
+    "mixed". A code whose values are all below FAINT of the largest one gets "".
     """
-    largest = values.max(axis=1)
-    best = np.asarray(names)[values.argmax(axis=1)]
-    best = np.where(largest > 0.5 * values.sum(axis=1), best, "mixed")
-    return np.where(largest > FAINT * values.max(), best, "").tolist()
+    labels = []
+    for row in values:
+        followed = [names[k] for k in np.argsort(-row, kind="stable") if row[k] >= row.max() / 3]
+        label = " + ".join(followed) if len(followed) <= 2 else "mixed"
+        labels.append(label if row.max() > FAINT * values.max() else "")
+    return labels
 
 
 def matrix(values: np.ndarray, factors: Sequence[str], *, title: str, kind: str) -> bytes:
