@@ -90,6 +90,8 @@ def evaluate(options: argparse.Namespace) -> int:
     overrides += options.overrides
     of_data = [text for text in overrides if text.startswith("dataset.")]
 
+    if options.seed < 0:
+        raise ValueError(f"--seed: {options.seed} is not allowed; allowed: 0 or more")
     names = select(items(options.metrics))
     values = config.read_yaml(options.config)
     values = config.apply_overrides(values, [text for text in overrides if text not in of_data])

@@ -35,7 +35,7 @@ MAIN = {  # columns of the table "all" -> heading
     "recon": "recon, nats",
     "kl": "KL, nats",
 }
-SHORT = ("beta_vae_paper", "factor_vae", "mig", "dci_disentanglement")  # of the table "scores"
+SHORT = ("beta_vae_paper", "factor_vae", "mig", "dci_disentanglement", "recon")  # of "scores"
 GEOMETRY = "twoD_affine"  # its decoder is given position, size and angle
 UNITS = {"beta_vae_paper": (100, 1), "recon": (1, 1), "kl": (1, 1), "minutes": (1, 1)}
 FIGURE6_UNIT = "accuracy on held-out points, % (4 factors: chance is 25 %)"
@@ -68,7 +68,7 @@ def write(
         frame: the rows of results.csv.
         logs: configuration -> the log of each of its runs.
         folders: the run folder of each row.
-        study: with its `baseline`, `documents` and `shown`.
+        study: with its `baseline`, `documents`, `shown` and `papers`.
     """
     files.write(out / "results.csv", frame.to_csv(index=False))
     tables, charts = study_tables(frame, study["baseline"]), study_charts(frame, logs, title)
@@ -83,7 +83,7 @@ def write(
     for table in tables.values():
         lines.append(f"## {table.title}\n\n{table.note}\n\n{results.markdown(table)}")
     files.write(out / "results.md", "\n".join(lines))
-    named = tables | short_tables(frame, study["shown"])
+    named = tables | short_tables(frame, study["shown"], study["papers"])
     named = {name: results.markdown(table) for name, table in named.items()}
     for pattern in study["documents"]:
         for path in glob.glob(pattern):
@@ -181,11 +181,16 @@ def study_tables(frame: pd.DataFrame, baseline: str | None = None) -> dict[str, 
     return tables
 
 
-def short_tables(frame: pd.DataFrame, names: dict[str, str] | None = None) -> dict[str, Table]:
+def short_tables(
+    frame: pd.DataFrame,
+    names: dict[str, str] | None = None,
+    papers: dict[str, dict[str, float]] | None = None,
+) -> dict[str, Table]:
     """Tables for documents: scores, with the best means in bold, and paper.
 
     Args:
         names: configuration -> name of its row in scores, in this order; by default all.
+        papers: name -> scores of a paper, further rows of scores.
     """
     names = names or {name: name for name in frame["config"].unique()}
     rows = [frame[frame["config"] == name].assign(config=row) for name, row in names.items()]
@@ -194,11 +199,16 @@ def short_tables(frame: pd.DataFrame, names: dict[str, str] | None = None) -> di
     keys = [key for key in SHORT if key in present(rivals)]
     cells = _cells(shown, keys)
     for key in keys:
-        best = rivals.groupby("config")[key].mean().idxmax()
+        means = rivals.groupby("config")[key].mean()
+        best = means.idxmin() if key == "recon" else means.idxmax()
         cells[best, key] = f"**{cells[best, key]}**"
+    scores = _by_configuration(shown, cells, keys)
+    for name, values in (papers or {}).items():
+        numbers = [cell(key, values[key]) if key in values else "-" for key in keys]
+        scores.rows.append([name, "-", "-", *numbers])
     in_paper = [name for name, (_, score, _) in FIGURE6.items() if score > 0]
     paper, _ = figure6(frame[frame["config"].isin(in_paper)])
-    return {"scores": _by_configuration(shown, cells, keys), "paper": paper}
+    return {"scores": scores, "paper": paper}
 
 
 def _by_configuration(frame: pd.DataFrame, cells: dict, keys: Sequence[str]) -> Table:

@@ -278,6 +278,6 @@ def draw(model: nn.Module, data: ImageData, title: str) -> dict[str, bytes]:
     return {
         "fixed.png": traversal(model, fixed, nats, title=title, factor_names=names),
         "random.png": samples(model, nats, seed=RANDOM_SEED, title=title),
-        "recon.png": reconstructions(model, images[:20], title=title),
+        "recon.png": reconstructions({"decoded": model}, images[:20], title=title),
         "traversal.gif": traversal_gif(model, references, nats, factor_names=names),
     }

@@ -230,7 +230,7 @@ def watch(
 
 def report(options: argparse.Namespace) -> int:
     """Write results.csv, tables, charts and pages of all complete runs with scores."""
-    study: dict[str, Any] = {"baseline": None, "documents": [], "shown": {}}
+    study: dict[str, Any] = {"baseline": None, "documents": [], "shown": {}, "papers": {}}
     if options.study:
         study = read_study(options.study)
         plans = plan(study, options.runs and options.runs[0])

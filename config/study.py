@@ -33,6 +33,7 @@ class Study(Strict):
     baseline: str | None = None  # the configuration that the others are compared with
     documents: list[str] = Field([])  # files with tables between markers
     shown: dict[str, str] = Field({})  # rows of the table "scores" and their names
+    papers: dict[str, dict[str, float]] = Field({})  # more rows: name -> scores of a paper
     slurm: dict[str, Any] = Field({})  # parameters of submitit.AutoExecutor
 
 

@@ -124,9 +124,9 @@ def samples(model: nn.Module, nats: Sequence[float], *, seed: int, title: str) -
 
 
 @torch.inference_mode()
-def reconstructions(model: nn.Module, x: Tensor, *, title: str) -> bytes:
-    """Draw images x (B, C, H, W) above what a model makes of them, as a PNG."""
-    decoded = model.decode(model.encode(to_model(model, x)))
-    pairs = torch.stack([x.float().cpu(), decoded.float().cpu()])
-    bands = [table(band, ["image", "decoded"], []) for band in pairs.split(PAIRS, 1)]
+def reconstructions(models: dict[str, nn.Module], x: Tensor, *, title: str) -> bytes:
+    """Draw images x (B, C, H, W) above what each model (name -> model) makes of them, as a PNG."""
+    decoded = [model.decode(model.encode(to_model(model, x))) for model in models.values()]
+    rows = torch.stack([images.float().cpu() for images in (x, *decoded)])
+    bands = [table(band, ["image", *models], []) for band in rows.split(PAIRS, 1)]
     return to_png(stack(text(title, TITLE), *bands))

@@ -23,7 +23,7 @@ FEW = [
     "factor_vae.num_variance=48",
     "mig.num_samples=48",
 ]
-PUBLISHED = "res/twoD/runs/twoD/seed0"
+PUBLISHED = "res/twoD/runs/twoD_annealed/seed0"
 
 
 @pytest.fixture

@@ -143,7 +143,7 @@ def test_reconstructions_stand_below_their_images(texts):
     x = MODEL.decode(torch.rand(20, 4))
     x[:, :, -1, -1] = 1  # the decoder will not draw this corner
     bands = torch.stack([x[10:], MODEL.decode(MODEL.encode(x[10:]))])
-    picture = opened(latents.reconstructions(MODEL, x, title="r"))
+    picture = opened(latents.reconstructions({"decoded": MODEL}, x, title="r"))
     np.testing.assert_array_equal(cells_of(grey(picture), 2, 10), pixels(bands))
     assert texts == [*["image", "decoded"] * 2, "r"]
 
@@ -263,7 +263,7 @@ def test_the_same_input_gives_the_same_small_bytes(channels, size, side):
         yield motion.traversal_gif(model, references, nats)
         yield latents.traversal(model, references, nats, title="t")
         yield latents.samples(model, nats, seed=0, title="t")
-        yield latents.reconstructions(model, model.decode(z), title="t")
+        yield latents.reconstructions({"m": model}, model.decode(z), title="t")
         yield charts.log_curves(VAE_LOG, title="t")
 
     first = list(draw())

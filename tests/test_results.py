@@ -57,9 +57,12 @@ def test_tables_hold_mean_standard_deviation_and_n():
 
 def test_the_best_mean_is_bold_but_for_a_decoder_that_is_given_geometry():
     given = FRAME[FRAME["config"] == "beta8"].assign(config="twoD_affine", mig=1.0)
-    rows = reports.short_tables(pd.concat([FRAME, given]))["scores"].rows
-    assert rows[1][3:] == ["**90.0 ± 0.0**", "**0.400 ± 0.141 (n = 2)**"]
-    assert rows[2][3:] == ["90.0 ± 0.0", "1.000 ± 0.000"]
+    tables = reports.short_tables(pd.concat([FRAME, given]), papers={"paper": {"mig": 0.5}})
+    rows = [row[3:] for row in tables["scores"].rows]
+    assert rows[0] == ["60.0 ± 10.0", "0.300 ± 0.265", "**81.0 ± 1.0**"]
+    assert rows[1] == ["**90.0 ± 0.0**", "**0.400 ± 0.141 (n = 2)**", "81.0 ± 1.0"]
+    assert rows[2] == ["90.0 ± 0.0", "1.000 ± 0.000", "81.0 ± 1.0"]
+    assert rows[3] == ["-", "0.500", "-"]
 
 
 def test_differences_from_a_baseline_by_hand():
@@ -149,9 +152,8 @@ def test_published_rows_are_what_the_run_folders_hold(published):
 def test_documents_hold_the_published_tables(published):
     """`study.py report config/studies/twoD.yaml` has written them."""
     study = config.read_yaml("config/studies/twoD.yaml")
-    tables = reports.study_tables(published, study["baseline"]) | reports.short_tables(
-        published, study["shown"]
-    )
+    tables = reports.study_tables(published, study["baseline"])
+    tables |= reports.short_tables(published, study["shown"], study["papers"])
     tables["figure6"], _ = reports.figure6(pd.concat([reports.read_baselines(), published]))
     texts = {name: results.markdown(table) for name, table in tables.items()}
     documents = [path for pattern in study["documents"] for path in Path().glob(pattern)]
