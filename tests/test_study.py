@@ -115,7 +115,7 @@ CHOOSE = ["run", str(STUDIES[0])]
         ([*RUN, "--jobs", "0"], "--jobs: 0 is not allowed"),
         ([*RUN, "--cluster", "slurm", "--runs", "/dev/null"], "--cluster: slurm is not available"),
         (["run"], "run needs STUDY.yaml or --config"),
-        ([*CHOOSE, "name=vae"], "name: 'vae' is not in the study; allowed: twoD_vae, twoD_tcvae"),
+        ([*CHOOSE, "name=vae"], "name: 'vae' is not in the study; allowed: twoD, twoD_vae"),
         ([*CHOOSE, "seed=4-5"], "seed: 5 is not in the study; allowed: 0, 1, 2, 3, 4"),
         ([*CHOOSE, "train.steps=3"], "choice: 'train.steps' is not in the study"),
         (["report"], "report needs STUDY.yaml, or --runs"),
