@@ -38,7 +38,7 @@ IMAGES = 50_000  # of the plain loop; all images unpacked take 3 GB
 STEPS = 20  # between two readings of the clock
 ROUNDS, SECONDS = 2, 8  # measurements of each kind, and the length of one
 CASES = {  # configuration -> batch size
-    "twoD": 128,
+    "twoD_annealed": 128,
     "twoD_infogan": 64,
     "twoD_infogan_sn": 64,
     "twoD_infogan_broadcast": 32,
