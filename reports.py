@@ -4,6 +4,7 @@ import glob
 import json
 import math
 import os
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import files
 import results
 import runs
 from figures.charts import bars, rank_correlation, score_dots, training_curves
-from figures.latents import measure
+from figures.latents import measure, reconstructions
 from figures.page import Table, run_page, study_page
 from metrics import SCORES
 from results import text
@@ -102,17 +103,30 @@ def write(
     files.write(out / "report.html", page)
 
 
-def compare(folders: list[Path]) -> list[float]:
-    """Load every model: write the page of each run, and return the UDR of each, or nan."""
-    scores, groups = [math.nan] * len(folders), defaultdict(dict)
+def compare(folders: list[Path], out: Path, names: dict[str, str]) -> list[float]:
+    """Load every model: write the page of each run, and return the UDR of each, or nan.
+
+    Args:
+        out: folder for reconstructions.png, a row for the first run of each configuration in names.
+        names: configuration -> name of its row, in this order.
+    """
+    scores, groups, first = [math.nan] * len(folders), defaultdict(dict), {}
     for index, folder in enumerate(folders):
         try:
             run = runs.load(folder)
             codes = runs.encode(run.model, run.data, results.udr_rows(len(run.data)))
             groups[run.values["name"]][index] = codes
+            first.setdefault(run.values["name"], run)
             files.write(folder / "report.html", page_of_run(run))
         except (ValueError, OSError) as error:
             print(f"no UDR and no page: {error}")
+    plain = {name: re.sub(r"\[(.*?)\]\(.*?\)", r"\1", row) for name, row in names.items()}
+    models = {row: first[name].model for name, row in plain.items() if name in first}
+    if models:
+        data = next(iter(first.values())).data
+        images = data.batch(data.random_index(runs.PICTURE_IMAGES, seed=0))[:10]
+        picture = reconstructions(models, images, title="Images and their reconstructions")
+        files.write(out / "reconstructions.png", picture)
     for name, codes in groups.items():
         try:
             udr = results.udr_scores(list(codes.values())) if len(codes) > 1 else [math.nan]
