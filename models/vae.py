@@ -31,7 +31,7 @@ class VAE(nn.Module):
         network: encoder and decoder; affine has the pose of a sprite built in.
         latent_dim: number of latents.
         lr: learning rate of Adam.
-        muon_from: first step at which Muon trains the hidden layers, and a new Adam the others.
+        muon_from: first step at which Muon trains the hidden layers in place of Adam.
         lr_muon: learning rate of Muon.
         lr_decay: factor of all learning rates after a log-linear decay; 1 is no decay.
         lr_decay_steps: steps of the decay.
@@ -96,8 +96,6 @@ class VAE(nn.Module):
         decay_rates(self.optimizers, self.lr_decay, step, self.lr_decay_steps)
         if self.draw_from:
             self.decoder.draw.requires_grad_(step >= self.draw_from)
-        if step == self.muon_from:
-            self.optimizers["vae"].state.clear()  # a new Adam, whose first steps wake latents
         loss, terms = self.objective(self, x, step)
         loss.backward()
         for name, optimizer in self.optimizers.items():
