@@ -283,7 +283,8 @@ def without_inactive(
         raise ValueError("--min-kl needs a posterior, but there are no log-variances")
     kl = results.latent_kl(codes, logvar)
     print(f"{(kl < min_kl).sum()} of {len(kl)} latents have less than {min_kl:g} nats")
-    return np.where(kl >= min_kl, codes, 0), np.where(kl >= min_kl, logvar, 0)
+    active = kl >= min_kl
+    return np.where(active, codes, 0), np.where(active[: logvar.shape[1]], logvar, 0)
 
 
 def draw(run: runs.Run, folder: Path, scores: dict[str, Any]) -> None:

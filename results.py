@@ -13,6 +13,7 @@ from scipy.stats import PermutationMethod, mannwhitneyu
 
 from figures.page import Table
 from metrics import LOWER_IS_BETTER, SCORES, udr
+from metrics.information import entropy
 from models.vae import gaussian_kl
 from training.folder import read_record
 from training.log import read_log
@@ -82,9 +83,14 @@ def udr_scores(runs: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarr
 
 
 def latent_kl(codes: np.ndarray, logvar: np.ndarray) -> np.ndarray:
-    """KL of every latent to the prior N(0, 1) in nats, mean over the rows: (D,)."""
-    mu, logvar = (torch.from_numpy(np.asarray(array, np.float64)) for array in (codes, logvar))
-    return gaussian_kl(mu, logvar).mean(0).numpy()
+    """KL of every latent to the prior N(0, 1) in nats, mean over the rows: (D,).
+
+    A category, a code behind those with a log-variance, has its entropy instead.
+    """
+    mu, categories = np.split(codes, [logvar.shape[1]], axis=1)
+    mu, logvar = (torch.from_numpy(np.asarray(array, np.float64)) for array in (mu, logvar))
+    entropies = [entropy(np.unique(column, return_counts=True)[1]) for column in categories.T]
+    return np.append(gaussian_kl(mu, logvar).mean(0).numpy(), entropies)
 
 
 def against_baseline(frame: pd.DataFrame, baseline: str, columns: Sequence[str]) -> pd.DataFrame:

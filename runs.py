@@ -172,7 +172,8 @@ def encode(
     """Encode all images, or those of `rows` (n,), with a model in eval mode.
 
     Returns:
-        Codes (n, D) float32, and the log-variances of the posterior, None for a model without one.
+        Codes (n, D) float32, and the log-variances of the posterior, None for a model without one;
+        a category is the last code and has no log-variance.
     """
     rows = torch.arange(len(data)) if rows is None else torch.as_tensor(rows)
     codes, logvars = [], []
@@ -193,7 +194,8 @@ def rotate(model: nn.Module, data: ImageData) -> None:
     """Turn the latents of a VAE to independent axes, as they are on 10,000 fixed images."""
     rows = data.random_index(min(SAMPLE_IMAGES, len(data)), seed=1).numpy()
     model.eval()
-    mu, logvar = encode(model, data, rows)
+    codes, logvar = encode(model, data, rows)
+    mu = codes[:, : logvar.shape[1]]  # without a category
     rotate_latents(model, torch.from_numpy(mu), torch.from_numpy(logvar))
     model.train()
 

@@ -18,10 +18,10 @@ from figures.latents import ACTIVE_NATS
 
 PANELS = {  # panel -> the terms of a log in it; the last one takes what no other claims
     "Reconstruction error, nats per image": r"recon",
-    "KL divergence, nats per image": r"kl|capacity",
+    "KL divergence, nats per image": r"kl|kl_category|capacity",
     "KL of each latent, nats": r"kl_\d+",
     "Losses, nats": r"d_loss|g_loss|q_loss|cr",
-    "Information, nats": r"mi|tc|dwkl",
+    "Information, nats": r"mi|mi_category|tc|dwkl",
     "Information bound of each code, nats": r"mi_\d+",
     "Accuracy of the discriminator": r"d_real|d_fake",
     "Other terms": r".+",

@@ -63,24 +63,28 @@ def sweep(
     """
     order = sorted(range(len(nats)), key=lambda d: -nats[d])
     latents = [d for d in order if not nats[d] < ACTIVE_NATS] or order[:1]
-    names = []
+    names, sizes = [], getattr(model, "category_sizes", {})
     for d in latents:
         amount = "" if math.isnan(nats[d]) else f"{nats[d]:z.1f} nats"
-        parts = (factor_names[d] if factor_names else "", f"z{d}", amount)
+        name = f"category z{d}" if d in sizes else f"z{d}"
+        parts = (factor_names[d] if factor_names else "", name, amount)
         names.append("  ".join(part for part in parts if part))
 
     # Encode images, take codes as they are, and decode each with one latent moved.
     inputs = [to_model(model, reference) for reference in references.values()]
     codes = torch.stack([r if r.ndim == 1 else model.encode(r[None])[0].float() for r in inputs])
     stills = [model.decode(r[None])[0].float() if r.ndim == 1 else r for r in inputs]
-    values = to_model(model, torch.linspace(*model.span, count))
+    span = torch.linspace(*model.span, count)
+    steps = torch.arange(count)  # a category takes each of its values for a part of the span
+    values = [steps * sizes[d] // count if d in sizes else span for d in latents]
+    values = to_model(model, torch.stack([v.float() for v in values]))  # (L, V)
     moved = codes[:, None, None].repeat(1, len(latents), count, 1)  # (R, L, V, D)
     for row, d in enumerate(latents):
-        moved[:, row, :, d] = values
+        moved[:, row, :, d] = values[row]
     cells = torch.stack([model.decode(block.flatten(0, 1)).float().cpu() for block in moved])
     cells = cells.unflatten(1, moved.shape[1:3])
     nearest = (values - codes[:, latents, None]).abs().argmin(-1).tolist()
-    return Sweep(names, values.tolist(), cells, torch.stack(stills).cpu(), nearest)
+    return Sweep(names, span.tolist(), cells, torch.stack(stills).cpu(), nearest)
 
 
 def heading(title: str, nats: Sequence[float]) -> str:

@@ -44,7 +44,7 @@ class Samples:
     names: tuple[str, ...]  # (K,) of the factors
     continuous: np.ndarray  # (K,) bool: a factor is a measurement, not discrete
     sizes: tuple[int, ...] | None  # (K,) if the rows are a full row-major grid
-    logvar: np.ndarray | None  # (N, D) of the posterior whose means are `codes`
+    logvar: np.ndarray | None  # (N, D) of the posterior whose means are `codes`; -inf is certain
     notes: tuple[str, ...] = ()  # what was decided about the factors
 
     def __len__(self) -> int:
@@ -89,12 +89,15 @@ def as_samples(
         names: (K,) names of the columns of an array; "factor 0", ... by default.
         continuous: names of factors of whole numbers that are measurements.
         bins: factor name -> number of bins of equal width, which make it discrete.
-        logvar: (N, D) log-variances of the posterior.
+        logvar: (N, D) log-variances of the posterior; whole numbers as last codes may have none.
     """
     if isinstance(codes, np.ndarray):
         codes = as_array(codes, "codes")
     if logvar is not None:
-        logvar = as_array(logvar, "logvar", *codes.shape)
+        rest = codes[:, np.size(logvar) // len(codes) :]
+        categories = 0 if (rest % 1).any() else rest.shape[1]
+        logvar = as_array(logvar, "logvar", len(codes), codes.shape[1] - categories)
+        logvar = np.pad(logvar, ((0, 0), (0, categories)), constant_values=-np.inf)
     if factors is None:
         need(not (continuous or bins or without), "there are no factors to bin or to leave out")
         none = np.empty((codes.shape[0], 0))

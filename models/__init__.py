@@ -6,7 +6,8 @@ A model is an nn.Module with these members; x is (B, C, H, W) in [0, 1]:
     encode(x) -> codes (B, D); decode(z) -> images (B, C, H, W) in [0, 1]
     sample(n, generator) -> z (n, D) from the prior; span: the range of a traversal
 It may also have:
-    posterior(x) -> mu, logvar, each (B, D)
+    posterior(x) -> mu, logvar, each (B, D); a category is one more column of mu
+    category_sizes: column of the codes -> number of categories, where it is a category
     information(x) -> (D,), the nats that each latent carries; information_name
     warnings(terms) -> what is wrong with a training, in plain words
 """

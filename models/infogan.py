@@ -75,6 +75,7 @@ class InfoGAN(nn.Module):
         if self.latent_dim == 0:
             raise ValueError("model.continuous: 0 is not allowed without model.categorical")
         self.continuous, self.categorical, self.noise = continuous, tuple(categorical), noise
+        self.category_sizes = dict(enumerate(categorical, start=continuous))
         self.info_weight, self.instance_noise = info_weight, instance_noise
         self.r1, self.r1_every = r1, r1_every
         self.ema, self.cr_weight, self.cr_start = ema, cr_weight, cr_start

@@ -40,7 +40,7 @@ def rotate_latents(vae: VAE, mu: Tensor, logvar: Tensor) -> None:
 
     # The head gives the components; the logarithm of their noise is a mean over the latents.
     head, first = layers_beside_code(vae)
-    device, of_logvar = head.weight.device, active + vae.latent_dim
+    device, of_logvar = head.weight.device, active + head.out_features // 2
     matrix, share, mean, log_ratio = (
         tensor.float().to(device) for tensor in (matrix, share, mean, log_ratio)
     )
@@ -66,8 +66,9 @@ def layers_beside_code(vae: VAE) -> tuple[nn.Linear, nn.Linear]:
     """
     heads = [m for m in vae.encoder.modules() if isinstance(m, nn.Linear)]
     firsts = [m for m in vae.decoder.modules() if isinstance(m, nn.Linear)]
-    if not heads or heads[-1].out_features != 2 * vae.latent_dim:
+    dims = vae.latent_dim, vae.latent_dim + vae.categories
+    if not heads or heads[-1].out_features not in [2 * dim for dim in dims]:
         raise ValueError("model.rotate_at: the last layer of the encoder is not linear")
-    if not firsts or firsts[0].in_features != vae.latent_dim:
+    if not firsts or firsts[0].in_features != dims[1]:
         raise ValueError("model.rotate_at: the first layer of the decoder is not linear")
     return heads[-1], firsts[0]

@@ -4,9 +4,19 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.hyperparameters import Count, CountOrZero, Positive, Share, decay_rates
+from models.categories import (
+    TEMPERATURE,
+    assign,
+    capacity_penalty,
+    category_information,
+    category_kl,
+    category_nll,
+    zero_category,
+)
+from models.hyperparameters import Count, CountOrZero, NonNegative, Positive, Share, decay_rates
 from models.muon import Muon, is_hidden
 from models.networks import NETWORKS, Shape
 
@@ -22,6 +32,7 @@ class Posterior(NamedTuple):
     z: Tensor
     mu: Tensor
     logvar: Tensor
+    category: Tensor | None = None  # q(c | x), (B, categories), if there are categories
 
 
 class VAE(nn.Module):
@@ -37,6 +48,11 @@ class VAE(nn.Module):
         lr_decay_steps: steps of the decay.
         draw_from: first step that trains the sprite of network affine; before, only its pose is.
         rotate_at: steps before which FastICA turns the active latents to independent axes.
+        categories: number of values of a categorical latent beside the others; 0 is none.
+        category_inference: assign trains the category of least loss, gumbel a Gumbel softmax.
+        category_from: first step that trains the category.
+        crowding: nats that each image in a category costs the next one, with assign.
+        category_steps: steps over which the capacity of the category rises, with gumbel.
     """
 
     span = (-3.0, 3.0)  # of a traversal, in standard deviations of the prior
@@ -56,6 +72,11 @@ class VAE(nn.Module):
         lr_decay_steps: Count = 1,
         draw_from: CountOrZero = 0,
         rotate_at: list[CountOrZero] | None = None,
+        categories: CountOrZero = 0,
+        category_inference: Literal["assign", "gumbel"] = "assign",
+        category_from: CountOrZero = 0,
+        crowding: NonNegative = 0.001,  # CascadeVAE's code
+        category_steps: Count = 5000,
     ):
         super().__init__()
         if draw_from and network != "affine":
@@ -64,6 +85,14 @@ class VAE(nn.Module):
             )
         self.latent_dim, self.objective = latent_dim, objective
         self.encoder, self.decoder = NETWORKS[network](image_shape, latent_dim)
+        self.categories, self.is_assigned = categories, category_inference == "assign"
+        self.category_from, self.category_steps = category_from, category_steps
+        self.crowding = crowding
+        self.category_sizes = {latent_dim: categories} if categories else {}
+        if categories:
+            encoder, self.decoder = NETWORKS[network](image_shape, latent_dim + categories)
+            self.encoder = self.encoder if self.is_assigned else encoder
+            zero_category(self.decoder, categories)
         self.dtype = torch.float32  # of the convolutions; bfloat16 where the hardware has it
         parameters = [*self.encoder.parameters(), *self.decoder.parameters()]
         self.optimizers = {"vae": torch.optim.Adam(parameters, lr=lr, fused=True)}
@@ -86,9 +115,27 @@ class VAE(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Posterior]:
         """Logits (B, C, H, W) of a sample from the posterior."""
         with self.autocast(x):
-            mu, logvar = self.encoder(x)
+            mu, logvar, scores = self._encoded(x)
             z = mu + torch.randn_like(mu) * (0.5 * logvar).exp()
-            return self.decoder(z), Posterior(z, mu, logvar)
+            if not self.categories:
+                return self.decoder(z), Posterior(z, mu, logvar)
+            q, c = self._draw_category(x, z, scores)
+            return self.decoder(torch.cat([z, c], 1)), Posterior(z, mu, logvar, q)
+
+    def _encoded(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """mu and logvar (B, D), and with gumbel the logits of the categories (B, categories)."""
+        (mu, logvar), d = self.encoder(x), self.latent_dim
+        return mu[:, :d], logvar[:, :d], mu[:, d:]
+
+    def _draw_category(self, x: Tensor, z: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """q(c | x) and what the decoder takes of the category, each (B, categories)."""
+        if self.step < self.category_from:
+            prior = torch.full((len(z), self.categories), 1 / self.categories, device=z.device)
+            return prior, torch.zeros_like(prior)
+        if self.is_assigned:
+            one_hot = assign(category_nll(self.decoder, x, z, self.categories), self.crowding)
+            return one_hot, one_hot
+        return logits.softmax(1), F.gumbel_softmax(logits, TEMPERATURE)
 
     def train_step(self, x: Tensor, step: int) -> Terms:
         """One step of every optimiser; returns the loss and the objective's terms."""
@@ -97,6 +144,9 @@ class VAE(nn.Module):
         if self.draw_from:
             self.decoder.draw.requires_grad_(step >= self.draw_from)
         loss, terms = self.objective(self, x, step)
+        if self.categories and not self.is_assigned:
+            progress = (step - self.category_from) / self.category_steps
+            loss = loss + capacity_penalty(terms["kl_category"], self.categories, progress)
         loss.backward()
         for name, optimizer in self.optimizers.items():
             if name != "muon" or step >= self.muon_from:
@@ -108,19 +158,40 @@ class VAE(nn.Module):
         return self.posterior(x)[0]
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """mu (B, D) with the most likely category as column D if there is one; logvar (B, D)."""
         with self.autocast(x):
-            return self.encoder(x)
+            mu, logvar, scores = self._encoded(x)
+            if not self.categories:
+                return mu, logvar
+            if self.is_assigned:
+                scores = -category_nll(self.decoder, x, mu, self.categories)
+            return torch.cat([mu, scores.argmax(1, keepdim=True).to(mu)], 1), logvar
 
     def decode(self, z: Tensor) -> Tensor:
         with self.autocast(z):
-            return torch.sigmoid(self.decoder(z).float())
+            return torch.sigmoid(self.decoder(self._inputs(z)).float())
+
+    def _inputs(self, z: Tensor) -> Tensor:
+        """Codes (B, D), with a category (B, D + 1) -> inputs of the decoder."""
+        if not self.categories:
+            return z
+        return torch.cat([z[:, :-1], F.one_hot(z[:, -1].long(), self.categories).to(z)], 1)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(n, self.latent_dim, generator=generator, device=generator.device)
+        options = {"generator": generator, "device": generator.device}
+        z = torch.randn(n, self.latent_dim, **options)
+        if not self.categories:
+            return z
+        return torch.cat([z, torch.randint(self.categories, (n, 1), **options)], 1)
 
     def information(self, x: Tensor) -> Tensor:
-        """The mean KL of each latent, nats: (D,)."""
-        return gaussian_kl(*self.posterior(x)).mean(0)
+        """The mean KL of each latent, and the information of the category: (D or D + 1,), nats."""
+        mu, logvar = self.posterior(x)
+        kl = gaussian_kl(mu[:, : self.latent_dim], logvar).mean(0)
+        if not self.categories:
+            return kl
+        one_hot = self._inputs(mu)[:, self.latent_dim :]
+        return torch.cat([kl, category_information(one_hot)[None]])
 
     def warnings(self, terms: dict[str, float]) -> list[str]:
         if self.step < COLLAPSE_AFTER or terms["kl"] >= COLLAPSED_KL:
@@ -164,5 +235,10 @@ def elbo_terms(vae: VAE, x: Tensor) -> tuple[Terms, Posterior]:
     recon = bernoulli_nll(logits, x) / len(x)
     kl = gaussian_kl(posterior.mu, posterior.logvar).mean(0)  # (D,)
     total = kl.sum()
-    per_latent = {f"kl_{i}": value for i, value in enumerate(kl.detach().unbind())}
-    return {"recon": recon, "kl": total, "elbo": -recon - total} | per_latent, posterior
+    terms = {"recon": recon, "kl": total, "elbo": -recon - total}
+    terms |= {f"kl_{i}": value for i, value in enumerate(kl.detach().unbind())}
+    if posterior.category is not None:
+        terms["kl_category"] = category_kl(posterior.category)
+        terms["mi_category"] = category_information(posterior.category)
+        terms["elbo"] = terms["elbo"] - terms["kl_category"]
+    return terms, posterior

@@ -79,7 +79,8 @@ def linear_vae(mixing, noise):
         encoder.weight.copy_(torch.cat([mixing, torch.zeros(3, 3)]))
         encoder.bias.copy_(torch.tensor([0.5, -0.2, 0.0, *[noise] * 3]).float())
     optimizers = {"vae": torch.optim.Adam([*encoder.parameters(), *decoder.parameters()])}
-    return SimpleNamespace(encoder=encoder, decoder=decoder, latent_dim=3, optimizers=optimizers)
+    sizes = {"latent_dim": 3, "categories": 0}
+    return SimpleNamespace(encoder=encoder, decoder=decoder, optimizers=optimizers, **sizes)
 
 
 def test_turned_latents_are_the_sources_and_give_the_same_images():

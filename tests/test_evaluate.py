@@ -211,6 +211,10 @@ def test_inactive_latents_count_as_constant(tmp_path, capsys):
     assert gaps[0] == pytest.approx(0, abs=1e-9)
     assert gaps[1] > 0.9
     assert "1 of 5 latents have less than 0.05 nats" in capsys.readouterr().out
+    codes = np.c_[codes, grid[:, 0]]  # a category
+    np.savez(path, codes=codes, sizes=np.array([3, 6, 40, 4]), logvar=logvar)
+    assert "mig" in scores_of(path, *arguments, "--min-kl", "0.05")
+    assert "1 of 6 latents have less than 0.05 nats" in capsys.readouterr().out
     np.savez(path, codes=codes, sizes=np.array([3, 6, 40, 4]))
     assert call("--codes", path, "--min-kl", "0.05") == 2
     assert "needs a posterior" in capsys.readouterr().err

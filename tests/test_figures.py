@@ -119,6 +119,18 @@ def test_traversal_rows_are_the_active_latents_as_the_decoder_draws_them(texts):
     assert texts[3:] == ["image", *names, *columns, "noise", *names, *columns]
 
 
+def test_a_category_takes_each_of_its_values(texts, monkeypatch):
+    monkeypatch.setattr(MODEL, "category_sizes", {1: 3}, raising=False)
+    latents.traversal(MODEL, REFERENCES, NATS, title="t")
+    assert texts[4:6] == ["category z1  2.5 nats", "z0  1.5 nats"]
+    moved = latents.sweep(MODEL, {"noise": NOISE}, NATS, None, 9)
+    expected = NOISE.repeat(9, 1)
+    expected[:, 1] = torch.tensor([0.0, 0, 0, 1, 1, 1, 2, 2, 2])
+    assert torch.equal(moved.cells[0, 0], MODEL.decode(expected))
+    assert torch.equal(moved.cells[0, 1], MODEL.decode(moving(0, 9)))
+    assert moved.nearest == [[3, 3]]  # of 1 among the categories, of -1 among the values
+
+
 def test_the_best_latent_is_always_drawn_and_all_without_information(texts, monkeypatch):
     images = torch.cat([torch.zeros(256, 1, 8, 8), torch.ones(256, 1, 8, 8)])
     assert latents.measure(MODEL, images) == [0, 0.5, 1, 1.5]

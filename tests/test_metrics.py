@@ -282,6 +282,16 @@ def test_information_of_sampled_codes_is_that_of_the_mixture(mean, stds):
     assert mig.score == pytest.approx(information / 2, abs=1e-3)
 
 
+def test_a_category_without_log_variance_is_certain():
+    label, noise = np.repeat([0, 1, 2], 100), rng().normal(size=300)
+    codes, factors = np.c_[noise, label], np.c_[label, np.tile([0, 1], 150)]
+    samples = as_samples(codes, factors, logvar=np.zeros((300, 1)))
+    matrix = METRICS["mig_chen"](samples, rng()).matrix
+    np.testing.assert_allclose(matrix[1], [1, 0], atol=1e-3)
+    with pytest.raises(ValueError, match=r"logvar has shape \(300, 1\), not \(300, 2\)"):
+        as_samples(codes + 0.5, factors, logvar=np.zeros((300, 1)))
+
+
 def test_codes_that_serve_all_factors_alike_have_no_dci_below_0():
     even = [_concentration(np.full((1, n), 1 / n))[1] for n in range(2, 30)]
     assert min(even) == 0  # 1 - the entropy of 5 is -2e-16

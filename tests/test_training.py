@@ -52,6 +52,7 @@ def test_a_straight_run_equals_an_interrupted_one_bit_for_bit(command, tmp_path,
     monkeypatch.setattr(rotation, "ACTIVE_KL", 0.0)
     text, later = path.read_text(), ["train.draw_every=4"]
     keys = {"draw_from": 4, "cr_start": 4, "muon_from": 4, "rotate_at": [2, 4]}
+    keys["category_from"] = 4
     later += [f"model.{key}={value}" for key, value in keys.items() if f"{key}: " in text]
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     for root, all_steps in ((straight, [6]), (broken, [3, 6])):
