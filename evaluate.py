@@ -140,7 +140,7 @@ def checkpoints(
         facts |= {"precision": str(run.model.dtype).removeprefix("torch.")}
         source = Source(run.label, folder, facts, partial(encoded, run), options.seed, run)
         if len(paths) > 1:
-            images = results.udr_rows(len(run.data))
+            images = results.shared_rows(len(run.data))
             source.udr_codes = runs.encode(run.model, run.data, images)
             source.group = run.values["name"]
         yield source
@@ -304,7 +304,7 @@ def draw(run: runs.Run, folder: Path, scores: dict[str, Any]) -> None:
 def udr_text(group: list[tuple[np.ndarray, np.ndarray | None]]) -> str:
     """UDR of several codes (n, D) of the same images with their log-variances."""
     try:
-        udr = results.udr_scores(group)
+        udr = results.agreement("udr", group)
     except ValueError as reason:  # inactive codes, or files of different images
         return f"no UDR: {reason}"
     return f"UDR {results.text(udr.mean(), udr.std(ddof=1))}, n = {len(group)}"

@@ -1,6 +1,7 @@
 """Tables, charts and pages of many runs, from the rows of results.csv."""
 
 import glob
+import itertools
 import json
 import math
 import os
@@ -33,6 +34,7 @@ MAIN = {  # columns of the table "all" -> heading
     "dci_fast_disentanglement": "DCI, fast",
     "sap": "SAP",
     "udr": "UDR",
+    "model_centrality": "ModelCentrality",
     "recon": "recon, nats",
     "kl": "KL, nats",
 }
@@ -103,23 +105,24 @@ def write(
     files.write(out / "report.html", page)
 
 
-def compare(folders: list[Path], out: Path, names: dict[str, str]) -> list[float]:
-    """Load every model: write the page of each run, and return the UDR of each, or nan.
+def compare(folders: list[Path], out: Path, names: dict[str, str]) -> dict[str, list[float]]:
+    """Load every model: write the page of each run, and return its scores of AGREEMENT, or nan.
 
     Args:
         out: folder for reconstructions.png, a row for the first run of each configuration in names.
         names: configuration -> name of its row, in this order.
     """
-    scores, groups, first = [math.nan] * len(folders), defaultdict(dict), {}
+    scores = {metric: [math.nan] * len(folders) for metric in results.AGREEMENT}
+    groups, first = defaultdict(dict), {}
     for index, folder in enumerate(folders):
         try:
             run = runs.load(folder)
-            codes = runs.encode(run.model, run.data, results.udr_rows(len(run.data)))
+            codes = runs.encode(run.model, run.data, results.shared_rows(len(run.data)))
             groups[run.values["name"]][index] = codes
             first.setdefault(run.values["name"], run)
             files.write(folder / "report.html", page_of_run(run))
         except (ValueError, OSError) as error:
-            print(f"no UDR and no page: {error}")
+            print(f"no page and no comparison: {error}")
     plain = {name: re.sub(r"\[(.*?)\]\(.*?\)", r"\1", row) for name, row in names.items()}
     models = {row: first[name].model for name, row in plain.items() if name in first}
     if models:
@@ -127,13 +130,13 @@ def compare(folders: list[Path], out: Path, names: dict[str, str]) -> list[float
         images = data.batch(data.random_index(runs.PICTURE_IMAGES, seed=0))[:10]
         picture = reconstructions(models, images, title="Images and their reconstructions")
         files.write(out / "reconstructions.png", picture)
-    for name, codes in groups.items():
+    several = {name: codes for name, codes in groups.items() if len(codes) > 1}
+    for metric, (name, codes) in itertools.product(scores, several.items()):
         try:
-            udr = results.udr_scores(list(codes.values())) if len(codes) > 1 else [math.nan]
-            for index, score in zip(codes, udr, strict=True):
-                scores[index] = score
+            for index, score in zip(codes, results.agreement(metric, codes.values()), strict=True):
+                scores[metric][index] = score
         except ValueError as error:
-            print(f"{name} has no UDR: {error}")
+            print(f"{name} has no {label(metric)}: {error}")
     return scores
 
 
@@ -180,7 +183,7 @@ def study_charts(
 
 
 def study_tables(frame: pd.DataFrame, baseline: str | None = None) -> dict[str, Table]:
-    """The tables by name: all, metrics and, with a baseline, significance."""
+    """The tables by name: all, metrics, and where they can be made medoids and significance."""
     keys, names = present(frame), list(frame["config"].unique())
     main = [key for key in keys if key in MAIN]
     others = [key for key in keys if key not in MAIN]
@@ -189,6 +192,8 @@ def study_tables(frame: pd.DataFrame, baseline: str | None = None) -> dict[str, 
     note = "Mean ± standard deviation (ddof 1) over the seeds of each configuration."
     tables = {"all": _by_configuration(frame, cells, main)}
     tables["metrics"] = Table("Other metrics", note, ["metric", *names], rows)
+    if "model_centrality" in keys:
+        tables["medoids"] = _medoids(frame, main)
     if baseline:
         scores = [key for key in main if key not in results.FACTS]
         tables["significance"] = _significance(frame, baseline, scores)
@@ -264,6 +269,18 @@ def _cells(frame: pd.DataFrame, keys: Sequence[str]) -> dict[tuple[str, str], st
         few = "" if n in (0, len(values)) else f" (n = {n})"
         cells[name, key] = cell(key, values.mean(), values.std()) + few
     return cells
+
+
+def _medoids(frame: pd.DataFrame, keys: Sequence[str]) -> Table:
+    """The run of each configuration that ModelCentrality chooses."""
+    known = frame.dropna(subset="model_centrality")
+    chosen = known.loc[known.groupby("config", sort=False)["model_centrality"].idxmax()]
+    rows = []
+    for _, run in chosen.iterrows():
+        rows.append([run["config"], str(run["seed"]), *(cell(key, run[key]) for key in keys)])
+    note = "The run that is most like the other seeds of its configuration, chosen without labels."
+    header = ["configuration", "seed", *map(_header, keys)]
+    return Table("Seeds chosen by ModelCentrality", note, header, rows)
 
 
 def _significance(frame: pd.DataFrame, baseline: str, keys: Sequence[str]) -> Table:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import torch
 from scipy.stats import PermutationMethod, mannwhitneyu
 
 from figures.page import Table
-from metrics import LOWER_IS_BETTER, SCORES, udr
+from metrics import LOWER_IS_BETTER, SCORES, model_centrality, udr
 from metrics.information import entropy
 from models.vae import gaussian_kl
 from training.folder import read_record
 from training.log import read_log
 
+AGREEMENT = {"udr": udr, "model_centrality": model_centrality}  # of the seeds of a configuration
 FACTS = ["recon", "kl", "images_seen", "minutes", "commit"]  # last columns of results.csv
 MOST_COLUMNS = 6  # models; a table of more has a row for each
 SMALLEST_GROUP = 3  # runs; with fewer a rank test cannot tell two configurations apart
@@ -65,21 +66,22 @@ def read_run(folder: Path, values: dict[str, Any], step: int) -> dict[str, Any]:
 def as_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """The rows of several runs, with the columns of results.csv in their order."""
     keys = [key for key in SCORES if any(key in row for row in rows)]
-    frame = pd.DataFrame(rows, columns=["config", "seed", *keys, "udr", *FACTS])
-    return frame.astype(dict.fromkeys([*keys, "udr", "recon", "kl", "minutes"], float))
+    frame = pd.DataFrame(rows, columns=["config", "seed", *keys, *AGREEMENT, *FACTS])
+    return frame.astype(dict.fromkeys([*keys, *AGREEMENT, "recon", "kl", "minutes"], float))
 
 
-def udr_rows(total: int, images: int = 10_000) -> np.ndarray:
-    """The fixed random images on which runs are compared for UDR: (n,)."""
+def shared_rows(total: int, images: int = 10_000) -> np.ndarray:
+    """The fixed random images on which runs are compared: (n,)."""
     return np.random.default_rng(0).choice(total, size=min(images, total), replace=False)
 
 
-def udr_scores(runs: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarray:
-    """UDR of each of several runs, from codes and log-variances (n, D) of the same images."""
+def agreement(metric: str, runs: Collection[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarray:
+    """A score of AGREEMENT for each run, from codes and log-variances (n, D) of the same images."""
     codes, kl = [codes for codes, _ in runs], None
     if all(logvar is not None for _, logvar in runs):
         kl = [latent_kl(*run) for run in runs]
-    return np.array(udr(codes, np.random.default_rng(0), kl=kl, num_samples=len(codes[0])))
+    rng, rows = np.random.default_rng(0), len(codes[0])
+    return np.array(AGREEMENT[metric](codes, rng, kl=kl, num_samples=rows))
 
 
 def latent_kl(codes: np.ndarray, logvar: np.ndarray) -> np.ndarray:

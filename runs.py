@@ -140,6 +140,8 @@ def build(values: dict[str, Any], device: torch.device) -> tuple[ImageData, nn.M
     torch.manual_seed(values["seed"])
     model = build_model(data.image_shape, values["model"], values["objective"], len(data))
     model = accelerate(model).to(device, memory_format=torch.channels_last)
+    for optimizer in model.optimizers.values():  # Adagrad's state, made before, follows the weights
+        optimizer.load_state_dict(optimizer.state_dict())
     model.dtype = choose_precision(values["train"]["precision"], device)
     return data, model
 

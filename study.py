@@ -254,7 +254,7 @@ def report(options: argparse.Namespace) -> int:
     if not rows:
         raise ValueError("there is no complete run with scores")
     frame = results.as_frame(rows)
-    frame["udr"] = reports.compare(folders, out, study["shown"])
+    frame = frame.assign(**reports.compare(folders, out, study["shown"]))
     reports.write(out, study.get("name", out.name), frame, logs, folders, study)
     print(f"{len(frame)} runs: results.csv, results.md, report.html and charts are in {out}")
     return 0

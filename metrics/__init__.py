@@ -1,7 +1,7 @@
 """Disentanglement metrics on plain arrays: `metric(samples, rng, **settings) -> Result`."""
 # ruff: noqa: F401
 
-from metrics.prediction import udr
+from metrics.agreement import model_centrality, udr
 from metrics.samples import Result, Samples, as_samples
 from metrics.score import (
     LOWER_IS_BETTER,

@@ -1,4 +1,4 @@
-"""Metrics on how well a model predicts factors from codes, or codes of one run from another."""
+"""Metrics on how well a model predicts factors from codes."""
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -6,16 +6,14 @@ from numpy.random import Generator
 from scipy.stats import entropy
 from sklearn.base import clone
 from sklearn.ensemble import ExtraTreesClassifier, GradientBoostingClassifier
-from sklearn.linear_model import Lasso, LogisticRegression
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.svm import LinearSVC
 
 from metrics.draw import Rows, sample, standardise, train_test
 from metrics.information import gap_result
-from metrics.samples import Result, Samples, as_array, need
+from metrics.samples import Result, Samples, need
 
-MIN_KL = 0.01  # nats of an active code, as in the authors' code
-MIN_STD = 0.05  # of an active code if the KL is unknown, as in the FactorVAE score
 EXTRA_TREES = {"max_depth": 10, "max_features": None}  # importances closest to boosted trees
 
 
@@ -152,42 +150,3 @@ def _concentration(importance: np.ndarray) -> tuple[np.ndarray, float]:
     rows = np.maximum(1 - entropy(importance + 1e-11, base=importance.shape[1], axis=1), 0)
     weights = importance.sum(axis=1)
     return rows, float(np.average(rows, weights=weights if weights.any() else None))
-
-
-def udr(runs, rng: Generator, *, kl=None, num_samples: int = 10_000) -> list[float]:
-    """Unsupervised disentanglement ranking of Duan et al. (2020, section 3): do runs agree.
-
-    R is the |coefficient| of a Lasso (strength 0.1) from the standardised active codes of one run
-    to those of another. A pair of runs scores the mean of max^2 / sum over the columns and over the
-    rows of R, half each. A run scores the median over the pairs from the others to it, 0 without
-    an active code. Range 0 to 0.9, about 0 by chance.
-
-    Args:
-        runs: codes (N, D) of each run, for the same images.
-        kl: mean KL (D,) in nats of each run's latents to the prior.
-    """
-    need(len(runs) > 1, f"udr compares runs with each other; two are needed, not {len(runs)}")
-    runs = [as_array(codes, f"run {i}", rows=len(runs[0])) for i, codes in enumerate(runs)]
-    rows = rng.choice(len(runs[0]), size=num_samples, replace=False)
-    active = []
-    for i, codes in enumerate(runs):
-        codes = codes[rows]
-        used = codes.std(axis=0) >= MIN_STD if kl is None else np.asarray(kl[i]) > MIN_KL
-        active.append(standardise(codes[:, used]))
-    usable = [i for i, codes in enumerate(active) if codes.shape[1]]
-    need(len(usable) > 1, f"fewer than two of {len(runs)} runs have an active code")
-    scores = [0.0] * len(runs)
-    for j in usable:
-        pairs = [_pair_score(active[i], active[j]) for i in usable if i != j]
-        scores[j] = float(np.median(pairs))
-    return scores
-
-
-def _pair_score(source: np.ndarray, target: np.ndarray) -> float:
-    """Score of a pair of runs from their standardised active codes; a row of zeros counts 0."""
-    strength = np.abs(np.atleast_2d(Lasso(alpha=0.1).fit(source, target).coef_)).T
-    means = []
-    for axis in (0, 1):
-        total = strength.sum(axis=axis)
-        means.append((strength.max(axis=axis) ** 2 / np.where(total > 0, total, 1)).mean())
-    return sum(means) / 2

@@ -4,6 +4,7 @@ Encoder: images (B, C, H, W) in [0, 1] -> mu and logvar, each (B, D) float32. De
 -> Bernoulli logits (B, C, H, W). Layers are given for images of 64x64 pixels.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -33,20 +34,24 @@ def relu_layers(layer: Callable[[int, int], nn.Module], widths: list[int]) -> li
 
 
 class Encoder(nn.Module):
-    """Image to the parameters of a diagonal Gaussian: conv 32, 32, 32, 64, FC 256, FC 2 * D."""
+    """Image to the parameters of a diagonal Gaussian: a trunk (B, width), then FC 2 * D."""
 
-    def __init__(self, image_shape: Shape, latent_dim: int):
+    def __init__(self, trunk: list[nn.Module], width: int, latent_dim: int):
         super().__init__()
-        widths = [image_shape[0]] + [32] * (depth_of(image_shape) - 1) + [64]
-        layers = relu_layers(conv, widths)
-        layers += [nn.Flatten(), *relu_layers(nn.Linear, [64 * 4 * 4, 256])]
-        self.trunk = nn.Sequential(*layers)
-        self.head = nn.Linear(256, 2 * latent_dim)
+        self.trunk = nn.Sequential(*trunk)
+        self.head = nn.Linear(width, 2 * latent_dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.trunk(x)  # (B, 256)
+        h = self.trunk(x)  # (B, width)
         with torch.autocast(x.device.type, enabled=False):  # codes keep full precision
             return self.head(h.float()).chunk(2, dim=1)
+
+
+def conv_encoder(image_shape: Shape, latent_dim: int) -> Encoder:
+    """Conv 32, 32, 32, 64, FC 256, FC 2 * D."""
+    layers = relu_layers(conv, [image_shape[0]] + [32] * (depth_of(image_shape) - 1) + [64])
+    layers += [nn.Flatten(), *relu_layers(nn.Linear, [64 * 4 * 4, 256])]
+    return Encoder(layers, 256, latent_dim)
 
 
 def seed(image_shape: Shape, latent_dim: int) -> tuple[nn.Module, nn.Module]:
@@ -54,7 +59,7 @@ def seed(image_shape: Shape, latent_dim: int) -> tuple[nn.Module, nn.Module]:
 
     Close to Higgins et al. 2017, table 1: https://openreview.net/forum?id=Sy2fzU9gl
     """
-    encoder = Encoder(image_shape, latent_dim)
+    encoder = conv_encoder(image_shape, latent_dim)
     return encoder, nn.Sequential(
         *relu_layers(nn.Linear, [latent_dim, 256, 256]),
         nn.Unflatten(1, (16, 4, 4)),
@@ -88,7 +93,7 @@ def broadcast(image_shape: Shape, latent_dim: int) -> tuple[nn.Module, nn.Module
 
     It learns position first. Watters et al. 2019: https://arxiv.org/abs/1901.07017
     """
-    encoder = Encoder(image_shape, latent_dim)
+    encoder = conv_encoder(image_shape, latent_dim)
     widths = [64] + [32] * (depth_of(image_shape) - 3)
     return encoder, nn.Sequential(
         SpatialBroadcast(latent_dim, 128, 16),
@@ -161,7 +166,20 @@ class AffineDecoder(nn.Module):
 
 def affine(image_shape: Shape, latent_dim: int) -> tuple[nn.Module, nn.Module]:
     """Encoder; a decoder with the pose of a sprite built in."""
-    return Encoder(image_shape, latent_dim), AffineDecoder(image_shape, latent_dim)
+    return conv_encoder(image_shape, latent_dim), AffineDecoder(image_shape, latent_dim)
 
 
-NETWORKS = {"seed": seed, "broadcast": broadcast, "affine": affine}
+def fc(image_shape: Shape, latent_dim: int) -> tuple[nn.Module, nn.Module]:
+    """FC 1200, 1200, 2 * D with ReLU; FC 1200, 1200, 1200 with tanh, FC of all pixels.
+
+    Higgins et al. 2017, table 1, 2D shapes: https://openreview.net/forum?id=Sy2fzU9gl
+    """
+    pixels, tanh_layers = math.prod(image_shape), []
+    for inputs in (latent_dim, 1200, 1200):
+        tanh_layers += [nn.Linear(inputs, 1200), nn.Tanh()]
+    trunk = [nn.Flatten(), *relu_layers(nn.Linear, [pixels, 1200, 1200])]
+    logits = nn.Linear(1200, pixels), nn.Unflatten(1, image_shape)
+    return Encoder(trunk, 1200, latent_dim), nn.Sequential(*tanh_layers, *logits)
+
+
+NETWORKS = {"seed": seed, "broadcast": broadcast, "affine": affine, "fc": fc}

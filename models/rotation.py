@@ -54,7 +54,8 @@ def rotate_latents(vae: VAE, mu: Tensor, logvar: Tensor) -> None:
     first.weight[:, active] = columns @ matrix.inverse()
     first.bias += columns @ mean
     for parameter in (head.weight, head.bias, first.weight):
-        if state := vae.optimizers["vae"].state[parameter]:
+        state = vae.optimizers["vae"].state[parameter]
+        if "exp_avg" in state:  # Adagrad has none
             state["exp_avg"].zero_()
 
 

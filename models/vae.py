@@ -22,6 +22,7 @@ from models.networks import NETWORKS, Shape
 
 Terms = dict[str, Tensor]  # 0-d tensors
 Loss = tuple[Tensor, Terms]
+OPTIMIZERS = {"adam": torch.optim.Adam, "adagrad": torch.optim.Adagrad}
 COLLAPSED_KL = 0.05  # nats; below it, the codes say nothing about the images
 COLLAPSE_AFTER = 2000  # steps; before it, the KL of a healthy training can be as low
 
@@ -41,8 +42,9 @@ class VAE(nn.Module):
     Args:
         network: encoder and decoder; affine has the pose of a sprite built in.
         latent_dim: number of latents.
-        lr: learning rate of Adam.
-        muon_from: first step at which Muon trains the hidden layers in place of Adam.
+        optimizer: of encoder and decoder; adagrad is that of Higgins et al. 2017.
+        lr: learning rate of the optimizer.
+        muon_from: first step at which Muon trains the hidden layers in place of the optimizer.
         lr_muon: learning rate of Muon.
         lr_decay: factor of all learning rates after a log-linear decay; 1 is no decay.
         lr_decay_steps: steps of the decay.
@@ -65,6 +67,7 @@ class VAE(nn.Module):
         *,
         network: Literal[tuple(NETWORKS)] = "seed",
         latent_dim: Count = 10,
+        optimizer: Literal[tuple(OPTIMIZERS)] = "adam",
         lr: Positive = 5e-4,
         muon_from: CountOrZero | None = None,
         lr_muon: Positive = 0.01,
@@ -95,7 +98,7 @@ class VAE(nn.Module):
             zero_category(self.decoder, categories)
         self.dtype = torch.float32  # of the convolutions; bfloat16 where the hardware has it
         parameters = [*self.encoder.parameters(), *self.decoder.parameters()]
-        self.optimizers = {"vae": torch.optim.Adam(parameters, lr=lr, fused=True)}
+        self.optimizers = {"vae": OPTIMIZERS[optimizer](parameters, lr=lr, fused=True)}
         if muon_from is not None:
             hidden = [weight for weight in parameters if is_hidden(weight)]
             self.optimizers = {"muon": Muon(hidden, lr_muon)} | self.optimizers
@@ -151,7 +154,7 @@ class VAE(nn.Module):
         for name, optimizer in self.optimizers.items():
             if name != "muon" or step >= self.muon_from:
                 optimizer.step()
-                optimizer.zero_grad()  # Adam passes over the weights that Muon has changed
+                optimizer.zero_grad()  # the next one passes over the weights that Muon has changed
         return {name: term.detach() for name, term in ({"loss": loss} | terms).items()}
 
     def encode(self, x: Tensor) -> Tensor:

@@ -84,8 +84,9 @@ def example(name: str, **names):
 def test_the_objective_and_the_networks_in_the_documents_train(monkeypatch):
     import models.vae
 
-    monkeypatch.setitem(models.vae.NETWORKS, "fc", example("fc"))
-    model = VAE((1, 64, 64), example("squared_kl"), network="fc", latent_dim=2)
+    names = vars(models.networks)  # those of the file that the example becomes a part of
+    monkeypatch.setitem(models.vae.NETWORKS, "burgess", example("burgess", **names))
+    model = VAE((1, 64, 64), example("squared_kl"), network="burgess", latent_dim=2)
     terms = model.train_step(torch.rand(2, 1, 64, 64), 0)
     assert terms["loss"] == pytest.approx(float(terms["recon"] + 0.1 * terms["kl"] ** 2))
 

@@ -14,9 +14,10 @@ from sklearn.metrics import mutual_info_score as sklearn_mutual_info
 
 from data import FactorGrid, FactorTable
 from metrics import LOWER_IS_BETTER, METRICS, SCORES, UNSUPERVISED, VERSIONS
+from metrics.agreement import model_centrality, udr
 from metrics.draw import Rows, partners, sample, standardise
 from metrics.information import mutual_information
-from metrics.prediction import _concentration, udr
+from metrics.prediction import _concentration
 from metrics.samples import Result, as_samples, to_bins
 from metrics.score import complete_settings, score_all, select
 
@@ -338,6 +339,25 @@ def test_udr_leaves_out_inactive_codes_and_collapsed_runs():
     assert max(udr([TRUE, NOISE], rng(), num_samples=3000)) < 0.01
     with pytest.raises(ValueError, match="fewer than two of 2 runs have an active code"):
         udr([TRUE, 0 * TRUE], rng(), num_samples=N)
+
+
+def test_model_centrality_is_1_for_the_same_codes_and_chance_for_noise():
+    """Order and sign of codes do not count; a run like two others is the medoid."""
+    true = rng(3).normal(size=(4000, 4))
+    mirrored, noise = -true[:, [2, 0, 3, 1]], rng(4).normal(size=(4000, 4))
+    half = np.c_[mirrored[:, :2], noise[:, :2]]
+
+    def centrality(*runs):
+        return model_centrality(runs, rng(), num_samples=4000)
+
+    assert centrality(true, true) == centrality(true, mirrored) == [1, 1]
+    assert centrality(true, noise) == pytest.approx([1 / 4] * 2, abs=0.05)
+    pair = np.mean([centrality(half, one)[0] for one in (true, noise)])
+    assert pair == pytest.approx((2 + 2 / 4) / 4, abs=0.05)  # two codes agree, the others guess
+    assert np.argmax(centrality(noise, true, half)) == 2
+    assert centrality(true, 0 * true, mirrored) == [1, 0, 1]  # one run has collapsed
+    with pytest.raises(ValueError, match="needs 2,000 images, not 1999"):
+        model_centrality([true, true], rng(), num_samples=1999)
 
 
 class Lazy:

@@ -65,6 +65,16 @@ def test_the_best_mean_is_bold_but_for_a_decoder_that_is_given_geometry():
     assert rows[3] == ["-", "0.500", "-"]
 
 
+def test_model_centrality_chooses_a_seed_of_each_configuration():
+    frame = FRAME.assign(model_centrality=[0.5, 0.75, 0.25, 0.5, math.nan, 1.0])
+    tables = reports.study_tables(frame)
+    assert tables["all"].header[5:7] == ["ModelCentrality", "recon, nats"]
+    assert tables["all"].rows[0][5] == "0.500 ± 0.250"
+    rows = [row[:2] + row[3:] for row in tables["medoids"].rows]
+    assert rows[0] == ["beta2", "1", "0.200", "0.750", "81.0"]
+    assert rows[1] == ["beta8", "2", "0.500", "1.000", "82.0"]
+
+
 def test_differences_from_a_baseline_by_hand():
     """Of 20 splits of three and three, 2 are as extreme as a perfect one, and 20 as ties of all.
 
@@ -129,24 +139,25 @@ def test_the_row_of_a_run(tmp_path):
     scores = {"sap": {"score": None}, "mig": {"score": 0.25}}
     (tmp_path / "metrics.json").write_text(json.dumps({"step": 4, "scores": scores}))
     frame = results.as_frame([results.read_run(tmp_path, values, 4)])
-    columns = ["config", "seed", "mig", "sap", "udr", "recon", "kl"]
+    columns = ["config", "seed", "mig", "sap", "udr", "model_centrality", "recon", "kl"]
     assert list(frame) == [*columns, "images_seen", "minutes", "commit"]
-    row = frame.iloc[0].drop(["sap", "udr"])
-    assert frame[["sap", "udr"]].isna().all(axis=None)
+    row = frame.iloc[0].drop(["sap", *results.AGREEMENT])
+    assert frame[["sap", *results.AGREEMENT]].isna().all(axis=None)
     assert list(row) == ["vae", 3, 0.25, 80, 2.5, 32, 1.5, "0123"]
     with pytest.raises(ValueError, match=f"{tmp_path} has no scores of step 6"):
         results.read_run(tmp_path, values, 6)
 
 
 def test_published_rows_are_what_the_run_folders_hold(published):
-    """All but UDR, which needs the models: `study.py report` writes it."""
+    """All but AGREEMENT, which needs the models: `study.py report` writes it."""
     rows = []
     for name, seed in zip(published["config"], published["seed"], strict=True):
         folder = PUBLISHED / "runs" / name / f"seed{seed}"
         values = config.read_yaml(folder / "config.yaml")
         rows.append(results.read_run(folder, values, values["train"]["steps"]))
     frame = results.as_frame(rows)
-    pd.testing.assert_frame_equal(frame.drop(columns="udr"), published.drop(columns="udr"))
+    both = [one.drop(columns=results.AGREEMENT, errors="ignore") for one in (frame, published)]
+    pd.testing.assert_frame_equal(*both)
 
 
 def test_documents_hold_the_published_tables(published):
@@ -182,8 +193,8 @@ def test_udr_compares_runs_by_their_active_latents():
     codes = rng.normal(size=(500, 3))
     logvar = np.full((500, 3), [-4.0, -4.0, 0.0])
     noise = codes * [1, 1, 0]  # the third latent carries nothing: it does not count
-    scores = results.udr_scores([(noise, logvar), (noise[:, [1, 0, 2]], logvar)])
+    scores = results.agreement("udr", [(noise, logvar), (noise[:, [1, 0, 2]], logvar)])
     assert scores == pytest.approx([0.9, 0.9], abs=0.01)
     assert results.latent_kl(noise, logvar)[2] == 0
-    rows = results.udr_rows(737_280)
+    rows = results.shared_rows(737_280)
     assert len(set(rows)) == 10_000

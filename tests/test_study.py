@@ -266,7 +266,7 @@ def scored(write, tmp_path):
 
 def test_a_report_names_what_it_leaves_out(scored, tmp_path, capsys, monkeypatch):
     arguments, folders = scored
-    monkeypatch.setattr(results, "udr_scores", lambda runs: [len(codes) for codes, _ in runs])
+    monkeypatch.setattr(results, "agreement", lambda _, runs: [len(codes) for codes, _ in runs])
     document, out = tmp_path / "doc.md", tmp_path / "res/small"
     document.write_text("<!-- table: all --><!-- end -->")
     assert study.main(["report", *arguments]) == 0
@@ -276,7 +276,8 @@ def test_a_report_names_what_it_leaves_out(scored, tmp_path, capsys, monkeypatch
     frame = pd.read_csv(out / "results.csv")
     assert list(frame["config"]) == ["one", "one", "two", "one"]
     assert list(frame["seed"]) == [0, 1, 1, 2]
-    assert frame["udr"].fillna(-1).tolist() == [48, 48, -1, 48]  # two has one run
+    for metric in results.AGREEMENT:
+        assert frame[metric].fillna(-1).tolist() == [48, 48, -1, 48]  # two has one run
     row = next(line for line in document.read_text().splitlines() if line.startswith("| one"))
     assert row.startswith("| one | 3 | 32 | ")
     assert row in (out / "results.md").read_text()

@@ -52,12 +52,17 @@ def test_networks_for_64_pixels_are_the_tables(channels, latent_dim):
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("side", SIDES)
-def test_the_depth_of_every_network_follows_the_size(network, side):
+def test_every_network_follows_the_size(network, side):
     vae, x = make(shape=(3, side, side), network=network), images(2, (3, side, side))
-    assert shapes_of(vae.encoder.trunk, x)[-2] == (64, 4, 4)
-    strided = [m for m in vae.decoder.modules() if getattr(m, "stride", None) == (2, 2)]
-    start = {"seed": 4, "broadcast": 16, "affine": 8}[network]  # the affine sprite is half as wide
-    assert start * 2 ** len(strided) == side
+    if network == "fc":
+        assert shapes_of(vae.encoder.trunk, x) == [(1200,), (1200,)]
+        assert shapes_of(vae.decoder, x[:, 0, 0, :10]) == 3 * [(1200,)] + [(3 * side**2,)]
+        assert [type(layer) for layer in vae.decoder[1:6:2]] == 3 * [torch.nn.Tanh]
+    else:
+        assert shapes_of(vae.encoder.trunk, x)[-2] == (64, 4, 4)
+        strided = [m for m in vae.decoder.modules() if getattr(m, "stride", None) == (2, 2)]
+        start = {"seed": 4, "broadcast": 16, "affine": 8}[network]  # the affine sprite is half
+        assert start * 2 ** len(strided) == side
     assert all(term.isfinite() for term in vae.train_step(x, 0).values())
     assert vae.decode(vae.encode(x)).shape == x.shape
 
@@ -131,6 +136,17 @@ def test_the_sprite_learns_from_its_step_on():
     assert moved == pytest.approx(rate, rel=0.01)  # Adam's first step, not its second
     vae.train_step(x, 3)
     assert all((p != b).any() for p, b in zip(draw.parameters(), before, strict=True))
+
+
+def test_adagrad_divides_by_the_root_of_all_squared_gradients():
+    vae = make(network="fc", optimizer="adagrad", lr=0.01)
+    weight, slopes = vae.decoder[-2].bias, []
+    expected = weight.detach().clone()
+    weight.register_hook(slopes.append)
+    for step in range(3):
+        vae.train_step(images(), step)
+        expected -= 0.01 * slopes[-1] / sum(slope.square() for slope in slopes).sqrt()
+    torch.testing.assert_close(weight.detach(), expected)
 
 
 def test_settings_that_do_not_fit_are_refused():
