@@ -139,12 +139,12 @@ def log_scale(ax: Axes) -> None:
 def best_factors(values: np.ndarray, names: Sequence[str]) -> list[str]:
     """Name the factors that each code follows, from information or importance (D, K).
 
-    These are the factors with at least a third of the code's largest value; more than two are
+    These are the factors with at least half of the code's largest value; more than two are
     "mixed". A code whose values are all below FAINT of the largest one gets "".
     """
     labels = []
     for row in values:
-        followed = [names[k] for k in np.argsort(-row, kind="stable") if row[k] >= row.max() / 3]
+        followed = [names[k] for k in np.argsort(-row, kind="stable") if row[k] >= row.max() / 2]
         label = " + ".join(followed) if len(followed) <= 2 else "mixed"
         labels.append(label if row.max() > FAINT * values.max() else "")
     return labels

@@ -237,7 +237,7 @@ def test_matrix_rows_are_sorted_by_factor_then_strength(panels):
     np.testing.assert_allclose(cells, MATRIX[[2, 4, 0, 3, 1]])
     assert charts.best_factors(MATRIX, list("xys")) == ["s", "", "x", "s", "mixed"]
     assert charts.best_factors(MATRIX[4:] - 0.1, list("xys")) == ["mixed"]
-    assert charts.best_factors(np.array([[0.1, 0.3, 0.05]]), list("xys")) == ["y + x"]
+    assert charts.best_factors(np.array([[0.2, 0.3, 0.05]]), list("xys")) == ["y + x"]
     assert charts.best_factors(np.zeros((2, 3)), list("xys")) == ["", ""]
     frame = pd.DataFrame({"a": [1, 2, 3], "b": [1, 4, 9], "c": [3, 2, 1.5], "d": [1, 1, 1]})
     charts.rank_correlation(frame, dict(zip("abcd", "ABCD", strict=True)), title="t")
