@@ -45,6 +45,11 @@ def category_information(q: Tensor) -> Tensor:
     return torch.special.entr(q.mean(0)).sum() - torch.special.entr(q).sum(1).mean()
 
 
-def capacity_penalty(kl: Tensor, categories: int, progress: float) -> Tensor:
-    """GAMMA |KL - C| (JointVAE, equation 7); C rises to log(categories) as progress rises to 1."""
-    return GAMMA * (kl - math.log(categories) * min(max(progress, 0.0), 1.0)).abs()
+def capacity_penalty(kl: Tensor, capacity: float | Tensor) -> Tensor:
+    """GAMMA |KL - C|: JointVAE, equation 7."""
+    return GAMMA * (kl - capacity).abs()
+
+
+def category_capacity(categories: int, first: int, steps: int, step: int) -> float:
+    """C, which rises linearly from 0 at a first step to log(categories), nats."""
+    return math.log(categories) * min(max((step - first) / steps, 0.0), 1.0)

@@ -1,6 +1,7 @@
 """The VAE: encoder, decoder and training step; its loss is an objective."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,10 +12,12 @@ from models.categories import (
     TEMPERATURE,
     assign,
     capacity_penalty,
+    category_capacity,
     category_information,
     category_kl,
     zero_category,
 )
+from models.graphs import scheduled
 from models.hyperparameters import Count, CountOrZero, NonNegative, Positive, Share, decay_rates
 from models.muon import Muon, is_hidden
 from models.networks import NETWORKS, Shape
@@ -147,8 +150,10 @@ class VAE(nn.Module):
             self.decoder.draw.requires_grad_(step >= self.draw_from)
         loss, terms = self.objective(self, x, step)
         if self.categories and not self.is_assigned:
-            progress = (step - self.category_from) / self.category_steps
-            loss = loss + capacity_penalty(terms["kl_category"], self.categories, progress)
+            settings = self.categories, self.category_from, self.category_steps
+            schedule = partial(category_capacity, *settings)
+            capacity = scheduled("category_capacity", schedule, step, like=loss)
+            loss = loss + capacity_penalty(terms["kl_category"], capacity)
         loss.backward()
         for name, optimizer in self.optimizers.items():
             if name != "muon" or step >= self.muon_from:
