@@ -24,6 +24,7 @@ from figures.motion import traversal_gif
 from metrics import Samples, as_samples, score_all
 from models import MODELS, build_model, needs_objective
 from models.fast import accelerate, keep_freed_memory
+from models.graphs import CudaRecorder, GraphedStep
 from models.objectives import OBJECTIVES
 from models.rotation import rotate_latents
 from training.checkpoint import NonFiniteError, load_checkpoint, restore
@@ -142,6 +143,8 @@ def build(values: dict[str, Any], device: torch.device) -> tuple[ImageData, nn.M
     model = accelerate(model).to(device, memory_format=torch.channels_last)
     for optimizer in model.optimizers.values():  # Adagrad's state, made before, follows the weights
         optimizer.load_state_dict(optimizer.state_dict())
+    for optimizer in model.optimizers.values():  # a state made on the CPU follows the weights
+        optimizer.load_state_dict(optimizer.state_dict())
     model.dtype = choose_precision(values["train"]["precision"], device)
     return data, model
 
@@ -165,6 +168,23 @@ def load(path: Path, device: str = "auto", overrides: list[str] | tuple[str, ...
     refuse_other_data(state, data, path)
     restore(model, state, path)
     return Run(path, values, state["step"], sha256, data, model.eval())
+
+
+def train_step(model: nn.Module, data: ImageData) -> Callable[[torch.Tensor, int], Any]:
+    """The model's train_step as a function of (index, step), on one GPU as CUDA graphs."""
+
+    def batch(index: torch.Tensor) -> torch.Tensor:
+        return data.batch(index, model.dtype)
+
+    recorder = choose_recorder(data.images.device)
+    if recorder is not None:
+        return GraphedStep(model, batch, recorder, data.images.device)
+    return lambda index, step: model.train_step(batch(index), step)
+
+
+def choose_recorder(device: torch.device) -> CudaRecorder | None:
+    """What records CUDA graphs; None without a GPU or if torchrun started this process."""
+    return CudaRecorder() if device.type == "cuda" and "RANK" not in os.environ else None
 
 
 @torch.inference_mode()

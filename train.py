@@ -90,6 +90,7 @@ def train(
         restore(model, state, folder, window)
     first, seconds = (state["step"], state.get("seconds") or 0.0) if state else (0, 0.0)
     synchronise(model)
+    train_step = runs.train_step(model, data)  # on a GPU, CUDA graphs replay it
 
     # The files of the run: configuration, record of this start, frames, scores, log.
     sinks = []
@@ -117,7 +118,7 @@ def train(
 
             # One step: its images and its noise depend on (seed, step, rank) only.
             torch.manual_seed(mix(seed, step, rank))
-            terms = model.train_step(data.batch(batches[step], model.dtype), step)
+            terms = train_step(batches[step], step)
             window.add(average(terms))  # stays on the device
             done, is_last = step + 1, step + 1 == steps
             stop = all_reduce_max(interrupt.signal)  # all processes stop at the same step

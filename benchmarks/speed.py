@@ -89,12 +89,12 @@ def ours(values: dict[str, Any], device: torch.device) -> Callable[[], None]:
     """STEPS steps as train.py takes them."""
     data, model = runs.build(values, device)
     batches = Batches(len(data), values["train"]["batch_size"], seed=0)
-    steps, window = itertools.count(), Window(device)
+    steps, window, step_of = itertools.count(), Window(device), runs.train_step(model, data)
 
     def work() -> None:
         for step in itertools.islice(steps, STEPS):
             torch.manual_seed(mix(0, step, 0))
-            window.add(model.train_step(data.batch(batches[step], model.dtype), step))
+            window.add(step_of(batches[step], step))
         window.mean()
 
     return work

@@ -7,10 +7,7 @@ https://arxiv.org/abs/1804.00104).
 
 import math
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 TEMPERATURE = 0.67  # of the Gumbel softmax: JointVAE's code
@@ -24,28 +21,18 @@ def zero_category(decoder: nn.Module, categories: int) -> None:
     first.weight[:, -categories:] = 0
 
 
-@torch.no_grad()
-def category_nll(decoder: nn.Module, x: Tensor, z: Tensor, categories: int) -> Tensor:
-    """-log p(x | z, c) of each image and category, nats: (B, categories)."""
-    columns = []
-    for one_hot in torch.eye(categories, device=z.device):
-        logits = decoder(torch.cat([z, one_hot.expand(len(z), -1)], 1)).float()
-        nll = F.binary_cross_entropy_with_logits(logits, x.float(), reduction="none")
-        columns.append(nll.flatten(1).sum(1))
-    return torch.stack(columns, 1)
-
-
 def assign(nll: Tensor, crowding: float) -> Tensor:
-    """One-hot vectors (B, K) of the categories with the least sum of NLL (B, K) and crowding cost.
+    """One-hot vectors (B, K) of a category of low NLL (B, K) and low crowding cost for each image.
 
-    The image that joins n others in a category costs n crowding, as in CascadeVAE. So a category
-    has B places of rising cost, and the least-cost matching of images to places is exact.
+    An image that joins n others in a category costs n crowding. CascadeVAE finds the least sum by
+    min-cost flow; one image after the other comes close and does not leave the device.
     """
-    batch, categories = nll.shape
-    costs = nll.nan_to_num().double().cpu().numpy()  # device sync
-    costs = costs[:, :, None] + crowding * np.arange(batch)  # (B, K, B)
-    _, places = linear_sum_assignment(costs.reshape(batch, -1))
-    return F.one_hot(torch.from_numpy(places // batch), categories).to(nll)
+    columns, counts = torch.arange(nll.shape[1], device=nll.device), nll.new_zeros(nll.shape[1])
+    rows = []
+    for row in nll.unbind():
+        rows.append(((row + crowding * counts).argmin() == columns).to(nll))
+        counts = counts + rows[-1]
+    return torch.stack(rows)
 
 
 def category_kl(q: Tensor) -> Tensor:
@@ -58,6 +45,11 @@ def category_information(q: Tensor) -> Tensor:
     return torch.special.entr(q.mean(0)).sum() - torch.special.entr(q).sum(1).mean()
 
 
-def capacity_penalty(kl: Tensor, categories: int, progress: float) -> Tensor:
-    """GAMMA |KL - C| (JointVAE, equation 7); C rises to log(categories) as progress rises to 1."""
-    return GAMMA * (kl - math.log(categories) * min(max(progress, 0.0), 1.0)).abs()
+def capacity_penalty(kl: Tensor, capacity: float | Tensor) -> Tensor:
+    """GAMMA |KL - C|: JointVAE, equation 7."""
+    return GAMMA * (kl - capacity).abs()
+
+
+def category_capacity(categories: int, first: int, steps: int, step: int) -> float:
+    """C, which rises linearly from 0 at a first step to log(categories), nats."""
+    return math.log(categories) * min(max((step - first) / steps, 0.0), 1.0)

@@ -1,9 +1,12 @@
 """FactorVAE: a penalty on the total correlation, which a discriminator estimates."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.graphs import scheduled
 from models.hyperparameters import Count, NonNegative, Positive, log_linear
 from models.vae import VAE, Loss, elbo_terms
 
@@ -60,10 +63,11 @@ class FactorVAE(nn.Module):
         ratio = -2 * self.gamma * (1 + real.detach().clamp(max=MAX_LOGIT).exp())  # (B, 1)
         z.register_hook(lambda grad: ratio * grad)
 
-        beta = log_linear(self.beta_start, self.beta, step, self.anneal_steps)
+        schedule = partial(log_linear, self.beta_start, self.beta, steps=self.anneal_steps)
+        beta = scheduled("beta", schedule, step, like=tc)
         loss = terms["recon"] + beta * terms["kl"] + self.gamma * tc
         accuracy = {"d_real": (real > 0).float().mean(), "d_fake": (fake < 0).float().mean()}
-        changes = {"beta": loss.new_full((), beta)} if self.beta_start != self.beta else {}
+        changes = {"beta": beta} if self.beta_start != self.beta else {}
         terms = {"loss": loss} | terms | {"tc": tc, "d_loss": d_loss} | accuracy | changes
         return loss + d_loss, terms
 

@@ -1,10 +1,14 @@
 """Types of hyperparameters, and schedules that depend on the step alone."""
 
 import math
+from functools import partial
 from typing import Annotated, Any
 
+import torch
 from pydantic import AfterValidator, Field, WithJsonSchema
 from torch.optim import Optimizer
+
+from models.graphs import Step
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -46,9 +50,22 @@ def at_step(schedule: float | dict[int, float], step: int) -> float:
     return log_linear(start, end, step - first, last - first)
 
 
-def decay_rates(optimizers: dict[str, Optimizer], end: float, step: int, steps: int) -> None:
+def ramp(end: float, steps: int, step: int) -> float:
+    """A line from 0 to `end` over `steps`, constant from there on."""
+    return end * min(step / steps, 1.0)
+
+
+def decay_rates(optimizers: dict[str, Optimizer], end: float, step: int | Step, steps: int) -> None:
     """Set every learning rate to its first value times a factor, log-linear from 1 to `end`."""
-    factor = log_linear(1.0, end, step, steps)
-    for optimizer in optimizers.values():
+    for name, optimizer in optimizers.items() if end < 1 else ():
+        rate = partial(_decayed, optimizer.defaults["lr"], end, steps)
         for group in optimizer.param_groups:
-            group["lr"] = optimizer.defaults["lr"] * factor
+            if isinstance(step, Step):  # a GPU's fused Adam reads its rate in single precision
+                dtype = torch.float32 if group["params"][0].is_cuda else torch.float64
+                group["lr"] = step.scheduled(f"lr {name}", rate, dtype)
+            else:
+                group["lr"] = rate(step)
+
+
+def _decayed(first: float, end: float, steps: int, step: int) -> float:
+    return first * log_linear(1.0, end, step, steps)

@@ -37,7 +37,11 @@ class Muon(Optimizer):
                 slope = weight.grad + group["momentum"] * momentum
                 update = orthogonal(slope.flatten(1)).view_as(slope)
                 rows, columns = weight.flatten(1).shape
-                weight.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+                rate = -group["lr"] * max(1.0, rows / columns) ** 0.5
+                if isinstance(rate, Tensor):  # in a CUDA graph
+                    weight.addcmul_(update, rate)
+                else:
+                    weight.add_(update, alpha=rate)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -6,12 +6,14 @@ with the model; its `optimizers` step with the VAE's.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from models.factor_vae import FactorVAE
-from models.hyperparameters import Count, NonNegative, Positive, Schedule, at_step
+from models.graphs import scheduled
+from models.hyperparameters import Count, NonNegative, Positive, Schedule, at_step, ramp
 from models.vae import VAE, Loss, Posterior, Terms, elbo_terms
 
 
@@ -27,9 +29,10 @@ def beta_vae(vae: VAE, x: Tensor, step: int, *, beta: Schedule = 4.0) -> Loss:
         beta: weight of the KL; {step: weight, ...} is log-linear between the steps.
     """
     terms, _ = elbo_terms(vae, x)
-    beta_t = at_step(beta, step)
-    changes = {"beta": terms["kl"].new_full((), beta_t)} if isinstance(beta, dict) else {}
-    return terms["recon"] + beta_t * terms["kl"], terms | changes
+    if not isinstance(beta, dict):
+        return terms["recon"] + beta * terms["kl"], terms
+    beta_t = scheduled("beta", partial(at_step, beta), step, like=terms["kl"])
+    return terms["recon"] + beta_t * terms["kl"], terms | {"beta": beta_t}
 
 
 def annealed_beta_vae(
@@ -68,7 +71,7 @@ def capacity_vae(
         c_steps: steps over which the capacity rises linearly from 0.
     """
     terms, _ = elbo_terms(vae, x)
-    capacity = terms["kl"].new_full((), c_max * min(step / c_steps, 1.0))
+    capacity = scheduled("capacity", partial(ramp, c_max, c_steps), step, like=terms["kl"])
     return terms["recon"] + gamma * (terms["kl"] - capacity).abs(), terms | {"capacity": capacity}
 
 
@@ -252,7 +255,8 @@ def _controlled(
 ) -> tuple[Tensor, Terms, Tensor]:
     """Loss and terms with weight beta, and the error KL - C."""
     loss, terms = beta_vae(vae, x, step, beta=beta)
-    capacity = loss.new_full((), controller.c_max * min(step / controller.c_steps, 1.0))
+    rise = partial(ramp, controller.c_max, controller.c_steps)
+    capacity = scheduled("capacity", rise, step, like=loss)
     error = controller.over_processes(terms["kl"].detach()) - capacity
     return loss, terms | {"beta": beta, "capacity": capacity}, error
 

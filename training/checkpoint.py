@@ -76,6 +76,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], str]:
 def state_of(model: nn.Module, window: Window) -> dict[str, Any]:
     """What `restore` loads."""
     optimizers = {name: optimizer.state_dict() for name, optimizer in model.optimizers.items()}
+    for group in (group for state in optimizers.values() for group in state["param_groups"]):
+        group["lr"] = float(group["lr"])  # a tensor in a CUDA graph
     return {"model": model.state_dict(), "optimizers": optimizers, "window": window.state()}
 
 
