@@ -164,7 +164,7 @@ def test_another_run_in_the_same_folder_is_refused(command, folder, capsys):
     for override in ("objective.beta=8", "model.lr=0.1", "train.batch_size=4", "seed=1"):
         assert train.main(command(BETA, override, steps=6)) == 2
         key, _, value = override.partition("=")
-        assert re.search(rf"{key}: \S+ there, {value}(.0)? here", capsys.readouterr().err)
+        assert re.search(rf"{key}: .+ there, {value}(.0)? here", capsys.readouterr().err)
     assert (folder / "checkpoint.pt").read_bytes() == before
 
 
