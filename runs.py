@@ -212,11 +212,15 @@ def encode(
     return torch.cat(codes).numpy(), torch.cat(logvars).numpy() if logvars else None
 
 
+def sample_rows(data: ImageData) -> np.ndarray:
+    """The rows of 10,000 fixed random images: (n,)."""
+    return data.random_index(min(SAMPLE_IMAGES, len(data)), seed=1).numpy()
+
+
 def rotate(model: nn.Module, data: ImageData) -> None:
     """Turn the latents of a VAE to independent axes, as they are on 10,000 fixed images."""
-    rows = data.random_index(min(SAMPLE_IMAGES, len(data)), seed=1).numpy()
     model.eval()
-    codes, logvar = encode(model, data, rows)
+    codes, logvar = encode(model, data, sample_rows(data))
     mu = codes[:, : logvar.shape[1]]  # without a category
     rotate_latents(model, torch.from_numpy(mu), torch.from_numpy(logvar))
     model.train()
@@ -224,7 +228,7 @@ def rotate(model: nn.Module, data: ImageData) -> None:
 
 def sample_codes(model: nn.Module, data: ImageData) -> Samples:
     """Codes and factors of 10,000 fixed random images (model in eval mode)."""
-    rows = data.random_index(min(SAMPLE_IMAGES, len(data)), seed=1).numpy()
+    rows = sample_rows(data)
     return as_samples(encode(model, data, rows)[0], data.grid.factors(rows), data.grid.names)
 
 

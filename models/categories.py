@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from models.networks import linear_layers
+
 TEMPERATURE = 0.67  # of the Gumbel softmax: JointVAE's code
 GAMMA = 30.0  # weight of the distance between KL and capacity: JointVAE's code
 
@@ -17,7 +19,7 @@ GAMMA = 30.0  # weight of the distance between KL and capacity: JointVAE's code
 @torch.no_grad()
 def zero_category(decoder: nn.Module, categories: int) -> None:
     """Set the weights of the one-hot vector to 0, so that untrained categories draw the same."""
-    first = next(m for m in decoder.modules() if isinstance(m, nn.Linear))
+    first = linear_layers(decoder)[0]
     first.weight[:, -categories:] = 0
 
 

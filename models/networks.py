@@ -54,6 +54,11 @@ def conv_encoder(image_shape: Shape, latent_dim: int) -> Encoder:
     return Encoder(layers, 256, latent_dim)
 
 
+def linear_layers(network: nn.Module) -> list[nn.Linear]:
+    """The linear layers of a network, in their order."""
+    return [module for module in network.modules() if isinstance(module, nn.Linear)]
+
+
 def seed(image_shape: Shape, latent_dim: int) -> tuple[nn.Module, nn.Module]:
     """Encoder; FC 256, FC 256 as 16 maps of 4x4, upconv 32, 32, 32, C.
 

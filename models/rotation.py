@@ -9,6 +9,7 @@ import torch
 from sklearn.decomposition import FastICA
 from torch import Tensor, nn
 
+from models.networks import linear_layers
 from models.vae import VAE, gaussian_kl
 
 ACTIVE_KL = 0.3  # nats; latents with less stay as they are
@@ -65,8 +66,7 @@ def layers_beside_code(vae: VAE) -> tuple[nn.Linear, nn.Linear]:
     Raises:
         ValueError: a network has no such layer.
     """
-    heads = [m for m in vae.encoder.modules() if isinstance(m, nn.Linear)]
-    firsts = [m for m in vae.decoder.modules() if isinstance(m, nn.Linear)]
+    heads, firsts = linear_layers(vae.encoder), linear_layers(vae.decoder)
     dims = vae.latent_dim, vae.latent_dim + vae.categories
     if not heads or heads[-1].out_features not in [2 * dim for dim in dims]:
         raise ValueError("model.rotate_at: the last layer of the encoder is not linear")

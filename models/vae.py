@@ -106,12 +106,7 @@ class VAE(nn.Module):
             self.optimizers = {"muon": Muon(hidden, lr_muon)} | self.optimizers
         self.optimizers |= getattr(objective, "optimizers", {})
         self.lr_decay, self.lr_decay_steps = lr_decay, lr_decay_steps
-        self.muon_from, self.draw_from, self.rotate_at, self.step = (
-            muon_from,
-            draw_from,
-            rotate_at,
-            0,
-        )
+        self.muon_from, self.draw_from, self.step = muon_from, draw_from, 0
 
     def autocast(self, x: Tensor) -> torch.autocast:
         """The context in which the convolutions run in `self.dtype`."""
