@@ -54,6 +54,7 @@ def test_muon_scales_its_steps_with_the_shape():
     for weight, factor in ((tall, 2.0), (kernel, 1.0)):
         values = torch.linalg.svdvals(weight.detach().flatten(1))
         assert float(values.mean()) == pytest.approx(0.09 * factor, rel=0.2)
+        assert (weight * weight.grad).sum() < 0  # downhill
 
 
 def test_muon_takes_the_hidden_layers_over():
