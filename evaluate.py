@@ -293,7 +293,8 @@ def draw(run: runs.Run, folder: Path, scores: dict[str, Any]) -> None:
     for key in ("mig", "dci_disentanglement", "dci_fast_disentanglement"):
         if table := scores.get(key, {}).get("matrix"):
             values, title = np.array(table["values"]), f"{run.label}: codes and factors"
-            picture = matrix(values, table["factors"], title=title, kind=table["kind"])
+            factors = [runs.PLAIN_NAMES.get(name, name) for name in table["factors"]]
+            picture = matrix(values, factors, title=title, kind=table["kind"])
             pictures[f"matrix_{key}.png"] = picture
     if not (folder / "fixed.png").exists():
         pictures |= runs.draw(run.model, run.data, run.label)

@@ -18,7 +18,7 @@ import files
 import results
 import runs
 from figures.charts import bars, rank_correlation, score_dots, training_curves
-from figures.latents import measure, reconstructions
+from figures.latents import measure, model_traversals, reconstructions
 from figures.page import Table, run_page, study_page
 from metrics import SCORES
 from results import text
@@ -39,6 +39,8 @@ MAIN = {  # columns of the table "all" -> heading
     "kl": "KL, nats",
 }
 SHORT = ("beta_vae_paper", "factor_vae", "mig", "dci_disentanglement")  # of the table "scores"
+COMPARED = ("twoD_vae", "twoD_annealed", "twoD_infogan")  # in traversals.png, two_curves.png
+COLUMNS = 14  # of reconstructions.png
 GEOMETRY = "twoD_affine"  # its decoder is given position, size and angle
 UNITS = {"beta_vae_paper": (100, 1), "recon": (1, 1), "kl": (1, 1), "minutes": (1, 1)}
 FIGURE6_UNIT = "accuracy on held-out points, % (4 factors: chance is 25 %)"
@@ -74,7 +76,10 @@ def write(
         study: with its `baseline`, `documents`, `shown` and `papers`.
     """
     files.write(out / "results.csv", frame.to_csv(index=False))
-    tables, charts = study_tables(frame, study["baseline"]), study_charts(frame, logs, title)
+    tables, charts = study_tables(frame, study["baseline"]), {}
+    if study["shown"]:
+        charts = shown_charts(frame, logs, plain(study["shown"]), study["papers"])
+    charts |= study_charts(frame, logs, title)
     if FIGURE6.keys() & set(frame["config"]):
         tables["figure6"], rows = figure6(pd.concat([read_baselines(), frame]))
         charts["figure6.png"] = bars(rows, title=tables["figure6"].title, unit=FIGURE6_UNIT)
@@ -109,7 +114,8 @@ def compare(folders: list[Path], out: Path, names: dict[str, str]) -> dict[str, 
     """Load every model: write the page of each run, and return its scores of AGREEMENT, or nan.
 
     Args:
-        out: folder for reconstructions.png, a row for the first run of each configuration in names.
+        out: folder for reconstructions.png, a row for the first run of each configuration in names,
+            and traversals.png.
         names: configuration -> name of its row, in this order.
     """
     scores = {metric: [math.nan] * len(folders) for metric in results.AGREEMENT}
@@ -123,13 +129,27 @@ def compare(folders: list[Path], out: Path, names: dict[str, str]) -> dict[str, 
             files.write(folder / "report.html", page_of_run(run))
         except (ValueError, OSError) as error:
             print(f"no page and no comparison: {error}")
-    plain = {name: re.sub(r"\[(.*?)\]\(.*?\)", r"\1", row) for name, row in names.items()}
-    models = {row: first[name].model for name, row in plain.items() if name in first}
-    if models:
-        data = next(iter(first.values())).data
-        images = data.batch(data.random_index(runs.PICTURE_IMAGES, seed=0))[:10]
-        picture = reconstructions(models, images, title="Images and their reconstructions")
+    shown = {row: first[name] for name, row in plain(names).items() if name in first}
+    if shown:
+        data = next(iter(shown.values())).data
+        images = data.batch(data.random_index(runs.PICTURE_IMAGES, seed=0))
+        models = {row: run.model for row, run in shown.items()}
+        title = "Images and their reconstructions"
+        picture = reconstructions(models, images[:COLUMNS], title=title, columns=COLUMNS)
         files.write(out / "reconstructions.png", picture)
+        compared = {}
+        for row, run in shown.items():
+            if run.values["name"] in COMPARED:
+                nats, factors = measure(run.model, images), runs.factor_names(run.model, data)
+                compared[row] = run.model, nats, factors
+        if compared:
+            name, reference = list(data.reference_images().items())[:2][
+                -1
+            ]  # of dSprites, an ellipse
+            picture = model_traversals(
+                compared, reference, title=f"Traversals of one image: {name}"
+            )
+            files.write(out / "traversals.png", picture)
     several = {name: codes for name, codes in groups.items() if len(codes) > 1}
     for metric, (name, codes) in itertools.product(scores, several.items()):
         try:
@@ -165,6 +185,36 @@ def page_of_run(run: runs.Run) -> bytes:
         commands=[start["command"] for start in starts[:1]],
         configuration=config.to_yaml(run.values),
     )
+
+
+def plain(names: dict[str, str]) -> dict[str, str]:
+    """Names of rows without their links."""
+    return {key: re.sub(r"\[(.*?)\]\(.*?\)", r"\1", name) for key, name in names.items()}
+
+
+def shown_charts(
+    frame: pd.DataFrame,
+    logs: dict[str, list[pd.DataFrame]],
+    names: dict[str, str],
+    papers: dict[str, dict[str, float]],
+) -> dict[str, bytes]:
+    """The scores of the table "scores", and the training of COMPARED: file name -> PNG.
+
+    Args:
+        names: configuration -> its name in the charts; others are left out.
+        papers: name -> scores of a paper, further rows.
+    """
+    rows = frame[frame["config"].isin(names)].replace({"config": names})
+    published = pd.DataFrame([{"config": name} | papers[name] for name in papers])
+    published["config"] = published["config"].map(lambda name: plain({"": name})[""])
+    labels = {key: label(key) for key in (*SHORT[1:], SHORT[0]) if key in present(rows)}
+    title = "Scores of every seed; higher is better"
+    options = {"title": title, "published": list(published["config"])}
+    curves = {names[name]: logs[name] for name in COMPARED if name in logs}
+    return {
+        "four_scores.png": score_dots(pd.concat([rows, published]), labels, **options),
+        "two_curves.png": training_curves(curves, title="Training of the VAE and the β-VAE"),
+    }
 
 
 def study_charts(

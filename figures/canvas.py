@@ -42,15 +42,20 @@ def mosaic(images: Tensor, *, border: int = 1) -> Image.Image:
 
 
 def table(
-    cells: Tensor, rows: Sequence[str], columns: Sequence[str], marks: Sequence[int] = ()
+    cells: Tensor,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    marks: Sequence[int] = (),
+    size: int = 12,
 ) -> Image.Image:
     """Set images (rows, columns, C, H, W) in a grid, with names at the left and on top.
 
-    `marks` has for each row the column of the cell that gets a blue frame.
+    `marks` has for each row the column of the cell that gets a blue frame; `size` is of the names.
     """
     grid = mosaic(cells)
     step_x, step_y = grid.width // cells.shape[1], grid.height // cells.shape[0]
-    row_names, column_names = [text(name) for name in rows], [text(name) for name in columns]
+    row_names = [text(name, size) for name in rows]
+    column_names = [text(name, size) for name in columns]
     left = max(name.width for name in row_names) + GAP
     top = max((name.height + 4 for name in column_names), default=0)
     page = Image.new("RGB", (left + grid.width, top + grid.height), "white")
@@ -74,6 +79,16 @@ def stack(*parts: Image.Image) -> Image.Image:
     for part in parts:
         page.paste(part, (GAP, y))
         y += part.height + GAP
+    return page
+
+
+def beside(*parts: Image.Image) -> Image.Image:
+    """Put parts next to each other, with their lower edges on one line."""
+    page = Image.new("RGB", (sum(p.width for p in parts), max(p.height for p in parts)), "white")
+    x = 0
+    for part in parts:
+        page.paste(part, (x, page.height - part.height))
+        x += part.width
     return page
 
 

@@ -111,7 +111,7 @@ def log_curves(log: pd.DataFrame, *, title: str, panels: dict[str, str] = PANELS
 def training_curves(logs: dict[str, list[pd.DataFrame]], *, title: str) -> bytes:
     """Draw reconstruction error and KL of configurations, each with the logs of its runs: a PNG."""
     note = "Nats per image. Line: mean over seeds; band: from the lowest to the highest."
-    figure = new_figure(title, note, WIDTH, 3 + 0.17 * -(-len(logs) // 3))
+    figure = new_figure(title, note, WIDTH, 2.2 + 0.17 * -(-len(logs) // 3))
     axes = figure.subplots(1, len(COMPARED))
     for ax, (term, name) in zip(axes, COMPARED.items(), strict=True):
         for config, runs in logs.items():
@@ -203,20 +203,28 @@ def bars(rows: dict[str, Sequence[float]], *, title: str, unit: str) -> bytes:
 
 
 @styled
-def score_dots(frame: pd.DataFrame, labels: dict[str, str], *, title: str) -> bytes:
+def score_dots(
+    frame: pd.DataFrame, labels: dict[str, str], *, title: str, published: Sequence[str] = ()
+) -> bytes:
     """Draw a panel for each metric: a row for each configuration, a dot for each seed, as a PNG.
 
-    `labels` maps columns to names of metrics; rows are sorted by the median of the first one.
+    `labels` maps columns to names of metrics; rows are sorted by the median of the first one. Rows
+    in `published` hold a value of a paper.
     """
     medians = frame.groupby("config")[list(labels)].median()
     medians = medians.sort_values(next(iter(labels)), ascending=False, kind="stable")
-    names, rows = list(medians.index), -(-len(labels) // COLUMNS)
+    names, lines = list(medians.index), -(-len(labels) // COLUMNS)
     note = "A dot is a seed; bar and number: the median of a configuration."
-    figure = new_figure(title, note, WIDTH, 0.45 + rows * (0.5 + 0.2 * len(names)))
-    axes = figure.subplots(rows, COLUMNS, sharey=True, squeeze=False).flat
+    note += " Diamonds: values of papers." * bool(published)
+    papers = frame["config"].isin(published)
+    figure = new_figure(title, note, WIDTH, 0.45 + lines * (0.5 + 0.2 * len(names)))
+    axes = figure.subplots(lines, COLUMNS, sharey=True, squeeze=False).flat
     for ax, (column, label) in zip(axes, labels.items(), strict=False):
-        ax.plot(frame[column], frame["config"].map(names.index), "o", color=OURS, alpha=0.4, ms=4)
-        ax.plot(medians[column], range(len(names)), "|", color=INK, ms=12, mew=1.5)
+        rows = frame["config"].map(names.index)
+        ax.plot(frame[column][~papers], rows[~papers], "o", color=OURS, alpha=0.4, ms=4)
+        ax.plot(frame[column][papers], rows[papers], "D", color=PAPER, ms=5)
+        ours = medians[column].where(~medians.index.isin(published))
+        ax.plot(ours, range(len(names)), "|", color=INK, ms=12, mew=1.5)
         for name, median in medians[column].dropna().items():
             place = {"transform": ax.get_yaxis_transform(), "va": "center"}  # right of the panel
             ax.text(1.02, names.index(name), f"{median:.2f}", **place)

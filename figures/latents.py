@@ -1,17 +1,19 @@
 """What a model's latents do: traversals, samples and reconstructions as pages of sprites."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from figures.canvas import mosaic, stack, table, text, to_png
+from figures.canvas import beside, mosaic, stack, table, text, to_png
 
 ACTIVE_NATS = 0.05  # a latent below it carries nothing that a decoder could use
 FIXED_SEED = 20170424  # of the fixed noise: the same in every run and at every step
 VALUES = 9  # columns of a traversal
+COMPARED = (4, 7)  # values of a latent and latents of a model in model_traversals
 PAIRS = 10  # columns of reconstructions
 SAMPLES = (9, 12)  # rows and columns of samples
 TITLE = 16  # pixels
@@ -25,6 +27,11 @@ class Sweep(NamedTuple):
     cells: Tensor  # (R, L, V, C, H, W)
     stills: Tensor  # (R, C, H, W): the references; decoded where they are codes
     nearest: list[list[int]]  # (R, L): index of the value that is nearest to the reference's own
+
+    @property
+    def columns(self) -> list[str]:
+        """The names in several short lines, for heads of columns."""
+        return [re.sub(r"  | \+ ", "\n", name) for name in self.names]
 
 
 def to_model(model: nn.Module, x: Tensor) -> Tensor:
@@ -119,6 +126,28 @@ def traversal(
     return to_png(stack(*parts))
 
 
+def model_traversals(
+    models: dict[str, tuple[nn.Module, Sequence[float], Sequence[str] | None]],
+    reference: Tensor,
+    *,
+    title: str,
+) -> bytes:
+    """Draw what the most informative latents of models do to one image: a PNG, a column a latent.
+
+    `models` has for each name a model with the `nats` and `factor_names` of `traversal`.
+    """
+    blocks, (count, most) = [], COMPARED
+    for name, (model, nats, factor_names) in models.items():
+        moved = sweep(model, {"": reference}, nats, factor_names, count)
+        rows = ["image", *(f"{value:z.2g}" for value in moved.values)]
+        stills = moved.stills.unsqueeze(1).expand(-1, len(moved.names), -1, -1, -1)
+        cells = torch.cat([stills, moved.cells[0].transpose(0, 1)])[:, :most]
+        grid = table(cells, rows, moved.columns[:most], size=14)
+        blocks.append(stack(text(name, TITLE), grid))
+    note = f"Each column varies one latent, up to {most} of a model, over the values at the left."
+    return to_png(stack(text(title, TITLE), text(note, 14), beside(*blocks)))
+
+
 @torch.inference_mode()
 def samples(model: nn.Module, nats: Sequence[float], *, seed: int, title: str) -> bytes:
     """Draw images decoded from codes of the prior, as a PNG; a CPU generator draws the codes."""
@@ -128,9 +157,11 @@ def samples(model: nn.Module, nats: Sequence[float], *, seed: int, title: str) -
 
 
 @torch.inference_mode()
-def reconstructions(models: dict[str, nn.Module], x: Tensor, *, title: str) -> bytes:
+def reconstructions(
+    models: dict[str, nn.Module], x: Tensor, *, title: str, columns: int = PAIRS
+) -> bytes:
     """Draw images x (B, C, H, W) above what each model (name -> model) makes of them, as a PNG."""
     decoded = [model.decode(model.encode(to_model(model, x))) for model in models.values()]
     rows = torch.stack([images.float().cpu() for images in (x, *decoded)])
-    bands = [table(band, ["image", *models], []) for band in rows.split(PAIRS, 1)]
+    bands = [table(band, ["image", *models], [], size=14) for band in rows.split(columns, 1)]
     return to_png(stack(text(title, TITLE), *bands))

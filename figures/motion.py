@@ -1,7 +1,6 @@
 """Moving pictures: latents going up and down, and a model as it learns."""
 
 import io
-import re
 from collections.abc import Sequence
 
 import torch
@@ -29,7 +28,7 @@ def traversal_gif(
     arguments are those of `latents.traversal`.
     """
     moved = sweep(model, references, nats, factor_names, VALUES)
-    columns = ["reference", *(re.sub(r"  | \+ ", "\n", name) for name in moved.names)]
+    columns = ["reference", *moved.columns]
     title = text(heading("Each latent varies alone", nats))
     pages = []
     for index, value in enumerate(moved.values):

@@ -160,6 +160,14 @@ def test_reconstructions_stand_below_their_images(texts):
     assert texts == [*["image", "decoded"] * 2, "r"]
 
 
+def test_model_traversals_stand_beside_each_other(texts):
+    reference = MODEL.decode(torch.rand(1, 4))[0]
+    latents.model_traversals({"a": (MODEL, [1, 0, 3, 0], None)}, reference, title="t")
+    columns = ["z2\n3.0 nats", "z0\n1.0 nats"]  # the most informative first
+    assert texts[:7] == ["image", "-3", "-1", "1", "3", *columns]
+    assert texts[7:9] == ["a", "t"]
+
+
 def frames_of(data):
     """Grey levels of the frames of an endless GIF, and their pauses."""
     assert opened(data).info["loop"] == 0
@@ -261,6 +269,15 @@ def test_score_dots_are_sorted_by_the_first_median(panels):
     assert texts_of(mig.texts) == ["0.60", "0.10"]
     assert texts_of(tc.texts) == ["1.50"] * 3
     np.testing.assert_array_equal(mig.lines[0].get_xydata()[:3], [[0, 1], [0.2, 1], [0.6, 0]])
+
+
+def test_score_dots_mark_published_values_only_as_diamonds(panels):
+    frame = pd.DataFrame({"config": ["a", "b"], "mig": [0.2, 0.6]})
+    charts.score_dots(frame, {"mig": "MIG"}, title="t", published=["b"])
+    dots, diamonds, bars = panels()[0].lines
+    np.testing.assert_array_equal(dots.get_xydata(), [[0.2, 1]])
+    np.testing.assert_array_equal(diamonds.get_xydata(), [[0.6, 0]])
+    assert np.isnan(bars.get_xdata()).tolist() == [True, False]
 
 
 @pytest.mark.parametrize(("channels", "size", "side"), [(1, 64, 64), (3, 28, 84), (1, 96, 96)])

@@ -11,6 +11,7 @@ import pytest
 import config
 import reports
 import results
+from config.study import read_study
 
 PUBLISHED = Path("res/twoD")
 FRAME = pd.DataFrame(
@@ -198,3 +199,12 @@ def test_udr_compares_runs_by_their_active_latents():
     assert results.latent_kl(noise, logvar)[2] == 0
     rows = results.shared_rows(737_280)
     assert len(set(rows)) == 10_000
+
+
+def test_charts_of_the_readme_show_names_without_links():
+    frame, study = pd.read_csv(PUBLISHED / "results.csv"), read_study("config/studies/twoD.yaml")
+    names = reports.plain(study["shown"])
+    assert names["twoD"] == "β-VAE, main job"
+    charts = reports.shown_charts(frame, {}, names, study["papers"])
+    assert list(charts) == ["four_scores.png", "two_curves.png"]
+    assert charts["four_scores.png"].startswith(b"\x89PNG")
