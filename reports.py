@@ -1,28 +1,23 @@
 """Tables, charts and pages of many runs, from the rows of results.csv."""
 
 import glob
-import itertools
 import json
 import math
 import os
-import re
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-import config
 import files
 import results
-import runs
+from comparison import COMPARED, plain
 from figures.charts import bars, rank_correlation, score_dots, training_curves
-from figures.latents import measure, model_traversals, reconstructions
-from figures.page import Table, run_page, study_page
+from figures.page import Table, study_page
 from metrics import SCORES
 from results import text
-from training.folder import provenance, read_record
+from training.folder import provenance
 
 BASELINES = Path("runs/baselines")  # what evaluate.py --baseline writes
 PUBLISHED = Path(__file__).resolve().parent / "res" / "2dshapes" / "figure6_untrained.json"
@@ -39,8 +34,6 @@ MAIN = {  # columns of the table "all" -> heading
     "kl": "KL, nats",
 }
 SHORT = ("beta_vae_paper", "factor_vae", "mig", "dci_disentanglement")  # of the table "scores"
-COMPARED = ("twoD_vae", "twoD_annealed", "twoD_infogan")  # in traversals.png, two_curves.png
-COLUMNS = 14  # of reconstructions.png
 GEOMETRY = "twoD_affine"  # its decoder is given position, size and angle
 UNITS = {"beta_vae_paper": (100, 1), "recon": (1, 1), "kl": (1, 1), "minutes": (1, 1)}
 FIGURE6_UNIT = "accuracy on held-out points, % (4 factors: chance is 25 %)"
@@ -108,88 +101,6 @@ def write(
         provenance=every_run(frame, [os.path.relpath(f / "report.html", out) for f in folders]),
     )
     files.write(out / "report.html", page)
-
-
-def compare(folders: list[Path], out: Path, names: dict[str, str]) -> dict[str, list[float]]:
-    """Load every model: write the page of each run, and return its scores of AGREEMENT, or nan.
-
-    Args:
-        out: folder for reconstructions.png, a row for the first run of each configuration in names,
-            and traversals.png.
-        names: configuration -> name of its row, in this order.
-    """
-    scores = {metric: [math.nan] * len(folders) for metric in results.AGREEMENT}
-    groups, first = defaultdict(dict), {}
-    for index, folder in enumerate(folders):
-        try:
-            run = runs.load(folder)
-            codes = runs.encode(run.model, run.data, results.shared_rows(len(run.data)))
-            groups[run.values["name"]][index] = codes
-            first.setdefault(run.values["name"], run)
-            files.write(folder / "report.html", page_of_run(run))
-        except (ValueError, OSError) as error:
-            print(f"no page and no comparison: {error}")
-    shown = {row: first[name] for name, row in plain(names).items() if name in first}
-    if shown:
-        data = next(iter(shown.values())).data
-        images = data.batch(data.random_index(runs.PICTURE_IMAGES, seed=0))
-        models = {row: run.model for row, run in shown.items()}
-        title = "Images and their reconstructions"
-        picture = reconstructions(models, images[:COLUMNS], title=title, columns=COLUMNS)
-        files.write(out / "reconstructions.png", picture)
-        compared = {}
-        for row, run in shown.items():
-            if run.values["name"] in COMPARED:
-                nats, factors = measure(run.model, images), runs.factor_names(run.model, data)
-                compared[row] = run.model, nats, factors
-        if compared:
-            name, reference = list(data.reference_images().items())[:2][
-                -1
-            ]  # of dSprites, an ellipse
-            picture = model_traversals(
-                compared, reference, title=f"Traversals of one image: {name}"
-            )
-            files.write(out / "traversals.png", picture)
-    several = {name: codes for name, codes in groups.items() if len(codes) > 1}
-    for metric, (name, codes) in itertools.product(scores, several.items()):
-        try:
-            for index, score in zip(codes, results.agreement(metric, codes.values()), strict=True):
-                scores[metric][index] = score
-        except ValueError as error:
-            print(f"{name} has no {label(metric)}: {error}")
-    return scores
-
-
-def page_of_run(run: runs.Run) -> bytes:
-    """The page of a run with a slider for each latent, from its model and its folder."""
-    images = run.data.batch(run.data.random_index(runs.PICTURE_IMAGES, seed=0))
-    references = list(run.data.reference_images().items())[:2]  # more sliders take too much room
-    rows, facts, starts = [], [], read_record(run.path)["starts"]
-    for key, entry in results.read_scores(run.path)["scores"].items():
-        parts = [f"{name} {text(value)}" for name, value in entry.get("per_factor", {}).items()]
-        rows.append([key, text(entry["score"]), entry.get("reason", ", ".join(parts))])
-    for start in starts:
-        start |= start.pop("hardware", {})
-        facts += [[key, str(value)] for key, value in start.items()]
-    pictures = [path for path in sorted(run.path.iterdir()) if path.suffix in (".png", ".gif")]
-    return run_page(
-        run.model,
-        dict(references),
-        measure(run.model, images),
-        factor_names=runs.factor_names(run.model, run.data),
-        pictures={path.stem: path.read_bytes() for path in pictures},
-        title=run.label,
-        note=f"{run.images_seen:,} images of {run.data.name} seen in {run.step:,} steps.",
-        scores=Table("Scores", "", ["score", "value", "by factor"], rows),
-        facts=Table("Starts of the training", "", ["fact", "value"], facts),
-        commands=[start["command"] for start in starts[:1]],
-        configuration=config.to_yaml(run.values),
-    )
-
-
-def plain(names: dict[str, str]) -> dict[str, str]:
-    """Names of rows without their links."""
-    return {key: re.sub(r"\[(.*?)\]\(.*?\)", r"\1", name) for key, name in names.items()}
 
 
 def shown_charts(

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import comparison
 import files
 import reports
 import results
@@ -254,7 +255,7 @@ def report(options: argparse.Namespace) -> int:
     if not rows:
         raise ValueError("there is no complete run with scores")
     frame = results.as_frame(rows)
-    frame = frame.assign(**reports.compare(folders, out, study["shown"]))
+    frame = frame.assign(**comparison.compare(folders, out, study["shown"]))
     reports.write(out, study.get("name", out.name), frame, logs, folders, study)
     print(f"{len(frame)} runs: results.csv, results.md, report.html and charts are in {out}")
     return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOMS = {"config", "data", "models", "metrics", "training", "figures"}
-MIDDLE = {"runs", "results", "reports", "codes"}
+MIDDLE = {"runs", "results", "reports", "comparison", "codes"}
 DOORS = {"train", "evaluate", "study", "benchmarks"}
 LEAF = "files"  # the one module below the rooms
 FOLDERS = sorted(ROOMS | {"benchmarks"})
