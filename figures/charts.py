@@ -208,13 +208,13 @@ def score_dots(
 ) -> bytes:
     """Draw a panel for each metric: a row for each configuration, a dot for each seed, as a PNG.
 
-    `labels` maps columns to names of metrics; rows are sorted by the median of the first one. Rows
+    `labels` maps columns to names of metrics; rows are sorted by the mean of the first one. Rows
     in `published` hold a value of a paper.
     """
-    medians = frame.groupby("config")[list(labels)].median()
-    medians = medians.sort_values(next(iter(labels)), ascending=False, kind="stable")
-    names, lines = list(medians.index), -(-len(labels) // COLUMNS)
-    note = "A dot is a seed; bar and number: the median of a configuration."
+    means = frame.groupby("config")[list(labels)].mean()
+    means = means.sort_values(next(iter(labels)), ascending=False, kind="stable")
+    names, lines = list(means.index), -(-len(labels) // COLUMNS)
+    note = "A dot is a seed; bar and number: the mean of a configuration."
     note += " Diamonds: values of papers." * bool(published)
     papers = frame["config"].isin(published)
     figure = new_figure(title, note, WIDTH, 0.45 + lines * (0.5 + 0.2 * len(names)))
@@ -223,11 +223,11 @@ def score_dots(
         rows = frame["config"].map(names.index)
         ax.plot(frame[column][~papers], rows[~papers], "o", color=OURS, alpha=0.4, ms=4)
         ax.plot(frame[column][papers], rows[papers], "D", color=PAPER, ms=5)
-        ours = medians[column].where(~medians.index.isin(published))
+        ours = means[column].where(~means.index.isin(published))
         ax.plot(ours, range(len(names)), "|", color=INK, ms=12, mew=1.5)
-        for name, median in medians[column].dropna().items():
+        for name, mean in means[column].dropna().items():
             place = {"transform": ax.get_yaxis_transform(), "va": "center"}  # right of the panel
-            ax.text(1.02, names.index(name), f"{median:.2f}", **place)
+            ax.text(1.02, names.index(name), f"{mean:.2f}", **place)
         ax.set_yticks(range(len(names)), names)
         ax.grid(axis="x", color="#e4e4e4")
         ax.set_title(textwrap.fill(label, 24))

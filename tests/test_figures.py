@@ -261,7 +261,7 @@ def test_bars_show_ours_and_the_paper(panels):
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first row is on top
 
 
-def test_score_dots_are_sorted_by_the_first_median(panels):
+def test_score_dots_are_sorted_by_the_first_mean(panels):
     frame = pd.DataFrame({"config": ["a", "a", "b", "c"], "mig": [0, 0.2, 0.6, None], "tc": 1.5})
     charts.score_dots(frame, {"mig": "MIG", "tc": "TC"}, title="t")
     mig, tc = panels()
