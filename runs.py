@@ -56,7 +56,7 @@ class Run:
     @property
     def label(self) -> str:
         """Name and seed, and the step if the training is not complete."""
-        label, steps = "{name}, seed {seed}".format(**self.values), self.values["train"]["steps"]
+        label, steps = title_of(self.values), self.values["train"]["steps"]
         return label if self.step >= steps else f"{label} (step {self.step:,} of {steps:,})"
 
     @property
@@ -85,6 +85,13 @@ def resolve(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> di
 def folder_of(values: dict[str, Any], root: Path) -> Path:
     """The folder of the run with this configuration."""
     return root / values["name"] / f"seed{values['seed']}"
+
+
+def title_of(values: dict[str, Any]) -> str:
+    """Name and seed of a run, and its likelihood unless that is Bernoulli."""
+    likelihood = values["model"].get("likelihood", "bernoulli")
+    suffix = "" if likelihood == "bernoulli" else f", {likelihood} likelihood"
+    return "{name}, seed {seed}".format(**values) + suffix
 
 
 def identity(values: dict[str, Any]) -> dict[str, Any]:
@@ -141,8 +148,6 @@ def build(values: dict[str, Any], device: torch.device) -> tuple[ImageData, nn.M
     torch.manual_seed(values["seed"])
     model = build_model(data.image_shape, values["model"], values["objective"], len(data))
     model = accelerate(model).to(device, memory_format=torch.channels_last)
-    for optimizer in model.optimizers.values():  # Adagrad's state, made before, follows the weights
-        optimizer.load_state_dict(optimizer.state_dict())
     for optimizer in model.optimizers.values():  # a state made on the CPU follows the weights
         optimizer.load_state_dict(optimizer.state_dict())
     model.dtype = choose_precision(values["train"]["precision"], device)

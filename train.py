@@ -177,7 +177,7 @@ def train(
         record |= {"images_seen": max(first, steps) * size, "train_seconds": round(seconds, 1)}
         write_record(folder, record)
         model.eval()
-        draw(folder, model, data, f"{values['name']}, seed {seed}")
+        draw(folder, model, data, runs.title_of(values))
         print(f"Done: {folder}. {next_command(folder)}")
     return 0
 

@@ -129,7 +129,10 @@ def training_curves(logs: dict[str, list[pd.DataFrame]], *, title: str) -> bytes
 
 
 def log_scale(ax: Axes) -> None:
-    """Put y on a log scale with plain numbers."""
+    """Put y on a log scale with plain numbers, if it is positive and spans two of the ticks."""
+    low, high = ax.dataLim.intervaly
+    if not 0 < 2.5 * low < high:  # densities have negative errors
+        return
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}")

@@ -1,7 +1,7 @@
 """The networks of the VAE: NETWORKS[name](image_shape, latent_dim) -> (encoder, decoder).
 
 Encoder: images (B, C, H, W) in [0, 1] -> mu and logvar, each (B, D) float32. Decoder: codes (B, D)
--> Bernoulli logits (B, C, H, W). Layers are given for images of 64x64 pixels.
+-> logits (B, C, H, W). Layers are given for images of 64x64 pixels.
 """
 
 import math
@@ -110,7 +110,7 @@ def broadcast(image_shape: Shape, latent_dim: int) -> tuple[nn.Module, nn.Module
 
 
 class AffineDecoder(nn.Module):
-    """Code to Bernoulli logits: a sprite of half the image's side, placed by an affine map.
+    """Code to logits: a sprite of half the image's side, placed by an affine map.
 
     Five latents are the pose: a spatial transformer (https://arxiv.org/abs/1506.02025), as in
     spatial-VAE (https://arxiv.org/abs/1909.11663). The stretch and all further latents draw the

@@ -19,6 +19,7 @@ from models.categories import (
 )
 from models.graphs import scheduled
 from models.hyperparameters import Count, CountOrZero, NonNegative, Positive, Share, decay_rates
+from models.likelihoods import LIKELIHOODS, nll
 from models.muon import Muon, is_hidden
 from models.networks import NETWORKS, Shape
 
@@ -39,11 +40,12 @@ class Posterior(NamedTuple):
 
 
 class VAE(nn.Module):
-    """A Gaussian posterior and a Bernoulli decoder: https://arxiv.org/abs/1312.6114.
+    """A Gaussian posterior and a decoder: https://arxiv.org/abs/1312.6114.
 
     Args:
         network: encoder and decoder; affine has the pose of a sprite built in.
         latent_dim: number of latents.
+        likelihood: of a pixel given the code; decode draws its mean, see models/likelihoods.py.
         optimizer: of encoder and decoder; adagrad is that of Higgins et al. 2017.
         lr: learning rate of the optimizer.
         muon_from: first step at which Muon trains the hidden layers in place of the optimizer.
@@ -69,6 +71,7 @@ class VAE(nn.Module):
         *,
         network: Literal[tuple(NETWORKS)] = "seed",
         latent_dim: Count = 10,
+        likelihood: Literal[tuple(LIKELIHOODS)] = "bernoulli",
         optimizer: Literal[tuple(OPTIMIZERS)] = "adam",
         lr: Positive = 5e-4,
         muon_from: CountOrZero | None = None,
@@ -88,7 +91,7 @@ class VAE(nn.Module):
             raise ValueError(
                 f"model.draw_from: {draw_from} is not allowed with network {network}; allowed: 0"
             )
-        self.latent_dim, self.objective = latent_dim, objective
+        self.latent_dim, self.objective, self.likelihood = latent_dim, objective, likelihood
         self.encoder, self.decoder = NETWORKS[network](image_shape, latent_dim)
         self.categories, self.is_assigned = categories, category_inference == "assign"
         self.category_from, self.category_steps = category_from, category_steps
@@ -133,7 +136,7 @@ class VAE(nn.Module):
             prior = torch.full((len(z), self.categories), 1 / self.categories, device=z.device)
             return prior, torch.zeros_like(prior)
         if self.is_assigned:
-            one_hot = assign(category_nll(self.decoder, x, z, self.categories), self.crowding)
+            one_hot = assign(category_nll(self, x, z), self.crowding)
             return one_hot, one_hot
         return logits.softmax(1), F.gumbel_softmax(logits, TEMPERATURE)
 
@@ -166,12 +169,12 @@ class VAE(nn.Module):
             if not self.categories:
                 return mu, logvar
             if self.is_assigned:
-                scores = -category_nll(self.decoder, x, mu, self.categories)
+                scores = -category_nll(self, x, mu)
             return torch.cat([mu, scores.argmax(1, keepdim=True).to(mu)], 1), logvar
 
     def decode(self, z: Tensor) -> Tensor:
         with self.autocast(z):
-            return torch.sigmoid(self.decoder(self._inputs(z)).float())
+            return LIKELIHOODS[self.likelihood].mean(self.decoder(self._inputs(z)).float())
 
     def _inputs(self, z: Tensor) -> Tensor:
         """Codes (B, D), with a category (B, D + 1) -> inputs of the decoder."""
@@ -206,48 +209,20 @@ def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mu.square() + logvar.exp() - 1.0 - logvar)
 
 
-def _softplus(logits: Tensor, p: Tensor) -> Tensor:
-    """log(1 + e^l) = max(l, 0) - log max(p, 1 - p), a seventh of torch's time; overwrites p."""
-    return logits.clamp(min=0).sub_(p.sub_(0.5).abs_().add_(0.5).log_())
-
-
-class _BernoulliNLL(torch.autograd.Function):
-    """bernoulli_nll; the forward pass computes the gradient too."""
-
-    @staticmethod
-    def forward(ctx, logits, x):
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        wide, x = logits.to(dtype), x.to(dtype)
-        p = torch.sigmoid(wide)
-        if logits.requires_grad:  # rounded after the difference: 1 - p is small where x is 1
-            ctx.save_for_backward((p - x).to(logits.dtype))
-        return _softplus(wide, p).sum() - torch.dot(wide.reshape(-1), x.reshape(-1))
-
-    @staticmethod
-    def backward(ctx, grad):
-        (residual,) = ctx.saved_tensors
-        return residual * grad.to(residual.dtype), None
-
-
-def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
-    """-log p(x | logits) of a batch in nats: a faster binary_cross_entropy_with_logits."""
-    return _BernoulliNLL.apply(logits, x)
-
-
 @torch.no_grad()
-def category_nll(decoder: nn.Module, x: Tensor, z: Tensor, categories: int) -> Tensor:
+def category_nll(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
     """-log p(x | z, c) of each image and category, nats: (B, categories)."""
     x, columns = x.float().flatten(1), []
-    for one_hot in torch.eye(categories, device=z.device):
-        logits = decoder(torch.cat([z, one_hot.expand(len(z), -1)], 1)).float().flatten(1)
-        columns.append((_softplus(logits, logits.sigmoid()) - logits * x).sum(1))
+    for one_hot in torch.eye(vae.categories, device=z.device):
+        logits = vae.decoder(torch.cat([z, one_hot.expand(len(z), -1)], 1)).float().flatten(1)
+        columns.append(LIKELIHOODS[vae.likelihood].pixel_nll(logits, x).sum(1))
     return torch.stack(columns, 1)
 
 
 def elbo_terms(vae: VAE, x: Tensor) -> tuple[Terms, Posterior]:
     """recon, kl, elbo and kl_0 ... (of each latent), and the posterior of a batch."""
     logits, posterior = vae(x)
-    recon = bernoulli_nll(logits, x) / len(x)
+    recon = nll(vae.likelihood, logits, x) / len(x)
     kl = gaussian_kl(posterior.mu, posterior.logvar).mean(0)  # (D,)
     total = kl.sum()
     terms = {"recon": recon, "kl": total, "elbo": -recon - total}

@@ -13,7 +13,7 @@ import runs
 from models import build_model, fast
 from models.fast import accelerate
 from models.gan_networks import GAN_NETWORKS
-from models.vae import bernoulli_nll
+from models.likelihoods import bernoulli_nll
 
 OURS, TORCHS = "_ConvBackward", "ConvolutionBackward0"
 LAYERS = [  # layer, size of its input, its operator without an activation
