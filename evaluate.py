@@ -51,6 +51,7 @@ class Source:
     run: runs.Run | None = None
     group: str = ""  # UDR compares the sources of a group
     udr_codes: tuple[np.ndarray, np.ndarray | None] | None = None  # and their log-variances
+    nuisance: tuple[str, ...] = ()  # factors that the data set does not score
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -139,6 +140,7 @@ def checkpoints(
         facts |= {"step": run.step, "images_seen": run.images_seen}
         facts |= {"precision": str(run.model.dtype).removeprefix("torch.")}
         source = Source(run.label, folder, facts, partial(encoded, run), options.seed, run)
+        source.nuisance = run.data.nuisance
         if len(paths) > 1:
             images = results.shared_rows(len(run.data))
             source.udr_codes = runs.encode(run.model, run.data, images)
@@ -188,6 +190,7 @@ def score(
     if not missing:
         return scores
     codes, factors, logvar = source.encode()
+    columns["without"] += source.nuisance
     if options.min_kl is not None:
         codes, logvar = without_inactive(codes, logvar, options.min_kl)
     samples = as_samples(codes, factors, logvar=logvar, **columns)

@@ -100,7 +100,8 @@ def identity(values: dict[str, Any]) -> dict[str, Any]:
     for section in ("dataset", "model", "objective"):
         for key, value in (values[section] or {}).items():
             flat[f"{section}.{key}"] = value
-    flat.pop("dataset.path", None)  # the checkpoint holds a checksum of the images
+    for key in ("dataset.path", "dataset.labels"):  # the checkpoint holds checksums of the content
+        flat.pop(key, None)
     return flat
 
 
@@ -234,7 +235,8 @@ def rotate(model: nn.Module, data: ImageData) -> None:
 def sample_codes(model: nn.Module, data: ImageData) -> Samples:
     """Codes and factors of 10,000 fixed random images (model in eval mode)."""
     rows = sample_rows(data)
-    return as_samples(encode(model, data, rows)[0], data.grid.factors(rows), data.grid.names)
+    codes, factors = encode(model, data, rows)[0], data.grid.factors(rows)
+    return as_samples(codes, factors, data.grid.names, without=data.nuisance)
 
 
 def quick_scores(model: nn.Module, data: ImageData) -> dict[str, float]:

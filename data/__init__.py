@@ -7,13 +7,24 @@ from typing import Any
 
 from data.batches import Batches, mix
 from data.dsprites import load_dsprites
+from data.folder import load_celeba, load_folder
 from data.images import FactorGrid, FactorTable, ImageData, PackedImages
 from data.npz import load_npz
+from data.official import load_cars3d, load_mpi3d, load_shapes3d, load_smallnorb
 
 CACHE_DIR = Path(__file__).resolve().parents[1] / ".cache"
 
 # Functions of (cache_dir, *, settings); the settings are the keys of the YAML section `dataset`.
-DATASETS: dict[str, Callable[..., ImageData]] = {"dsprites": load_dsprites, "npz": load_npz}
+DATASETS: dict[str, Callable[..., ImageData]] = {
+    "dsprites": load_dsprites,
+    "npz": load_npz,
+    "shapes3d": load_shapes3d,
+    "cars3d": load_cars3d,
+    "smallnorb": load_smallnorb,
+    "mpi3d": load_mpi3d,
+    "celeba": load_celeba,
+    "folder": load_folder,
+}
 
 
 def load_dataset(name: str, *, cache_dir: str | Path | None = None, **settings: Any) -> ImageData:

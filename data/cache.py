@@ -2,10 +2,11 @@
 
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 import files
 
@@ -21,14 +22,9 @@ def cached(path: Path, make: Callable[[], np.ndarray], expected: str | None = No
     Args:
         expected: the checksum of the array; None: no checksum is verified.
     """
-    if path.exists():
-        try:
-            array = np.lib.format.open_memmap(path, mode="c")  # writing changes the copy in memory
-            if expected is not None and checksum(array) != expected:
-                raise ValueError("its checksum is wrong")
-            return array
-        except (OSError, ValueError) as error:
-            print(f"the cache {path} is made again: {error}", file=sys.stderr)
+    array = _read(path, expected)
+    if array is not None:
+        return array
     array = make()
 
     def save(temporary: Path) -> None:
@@ -40,3 +36,41 @@ def cached(path: Path, make: Callable[[], np.ndarray], expected: str | None = No
     except OSError as error:  # a read-only checkout, or a full disk
         print(f"no cache: {error}", file=sys.stderr)
     return array
+
+
+def cached_parts(
+    path: Path, shape: tuple[int, ...], parts: Callable[[], Iterable[tuple]]
+) -> np.ndarray:
+    """Return the uint8 array in a cache file; if the file is missing, `parts` fills it.
+
+    Args:
+        parts: yields rows and what these hold, so that the whole array is never in memory.
+    """
+
+    def save(temporary: Path) -> None:
+        np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+        for rows, part in parts():  # mapped anew, else the pages written before stay in memory
+            np.lib.format.open_memmap(temporary, "r+")[rows] = part
+
+    array = _read(path)
+    if array is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name("parts.lock")):  # other processes wait for the first one
+            if not path.exists() or _read(path) is None:
+                files.write(path, save)
+        array = _read(path)
+    return array
+
+
+def _read(path: Path, expected: str | None = None) -> np.ndarray | None:
+    """Map a cache file; None if it is missing or damaged."""
+    if not path.exists():
+        return None
+    try:
+        array = np.lib.format.open_memmap(path, mode="c")  # writing changes the copy in memory
+        if expected is not None and checksum(array) != expected:
+            raise ValueError("its checksum is wrong")
+        return array
+    except (OSError, ValueError) as error:
+        print(f"the cache {path} is made again: {error}", file=sys.stderr)
+        return None

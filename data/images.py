@@ -10,6 +10,8 @@ from torch import Tensor
 
 from data.cache import checksum
 
+SAMPLED_IMAGES = 256  # of a large set, for its fingerprint
+
 
 @dataclass(frozen=True)
 class FactorGrid:
@@ -76,6 +78,8 @@ class ImageData:
     grid: FactorGrid | FactorTable | None
     levels: int = 255  # the uint8 value that means 1.0
     references: dict[str, int] = field(default_factory=dict)  # name -> index, see reference_images
+    is_sampled: bool = False  # the fingerprint reads some images, as the set may exceed the memory
+    nuisance: tuple[str, ...] = ()  # names of factors that are not scored
 
     def __post_init__(self) -> None:
         if self.grid is not None and len(self.grid) != len(self):
@@ -102,6 +106,10 @@ class ImageData:
     def fingerprint(self) -> str:
         """Checksum of the images, and the factors; equal only for equal data sets."""
         images = self.images.packed if isinstance(self.images, PackedImages) else self.images
+        if self.is_sampled:
+            rows = torch.linspace(0, len(self) - 1, SAMPLED_IMAGES, dtype=torch.float64).long()
+            sample = images[rows.to(images.device)].cpu().contiguous().numpy()
+            return f"{checksum(sample)} of {tuple(images.shape)} {self.grid}"
         return f"{checksum(images.cpu().contiguous().numpy())} {self.grid}"
 
     def reference_images(self) -> dict[str, Tensor]:
