@@ -17,14 +17,14 @@ from torch import nn
 from tqdm import tqdm
 
 import config
-from data import DATASETS, ImageData, load_dataset
+from data import DATASETS, ImageData, load_dataset, mix
 from figures.charts import best_factors
 from figures.latents import fixed_noise, measure, reconstructions, samples, traversal
 from figures.motion import traversal_gif
 from metrics import Samples, as_samples, score_all
 from models import MODELS, build_model, needs_objective
 from models.fast import accelerate, keep_freed_memory
-from models.graphs import CudaRecorder, GraphedStep
+from models.graphs import CudaRecorder, GraphedStep, Step, scheduled
 from models.objectives import OBJECTIVES
 from models.rotation import rotate_latents
 from training.checkpoint import NonFiniteError, load_checkpoint, restore
@@ -176,16 +176,20 @@ def load(path: Path, device: str = "auto", overrides: list[str] | tuple[str, ...
     return Run(path, values, state["step"], sha256, data, model.eval())
 
 
-def train_step(model: nn.Module, data: ImageData) -> Callable[[torch.Tensor, int], Any]:
+def train_step(model: nn.Module, data: ImageData, seed: int = 0) -> Callable[..., Any]:
     """The model's train_step as a function of (index, step), on one GPU as CUDA graphs."""
 
-    def batch(index: torch.Tensor) -> torch.Tensor:
-        return data.batch(index, model.dtype)
+    def batch(index: torch.Tensor, step: int | Step) -> torch.Tensor:
+        if data.decoration is None:
+            return data.batch(index, model.dtype)
+        # whichever process draws an image, its decoration is a function of (seed, step)
+        key = scheduled("decoration", lambda number: mix(seed, number), step, like=index)
+        return data.batch(index, model.dtype, key)
 
     recorder = choose_recorder(data.images.device)
     if recorder is not None:
         return GraphedStep(model, batch, recorder, data.images.device)
-    return lambda index, step: model.train_step(batch(index), step)
+    return lambda index, step: model.train_step(batch(index, step), step)
 
 
 def choose_recorder(device: torch.device) -> CudaRecorder | None:

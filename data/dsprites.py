@@ -1,15 +1,19 @@
 """dSprites (Matthey et al. 2017): 737,280 binary images of a square, an ellipse and a heart."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 import files
 from data.cache import cached
+from data.decoration import PATCH, Decoration, colour, noisy, scream
 from data.images import FactorGrid, ImageData, PackedImages
+from data.mapped import find_files, foreign
 
 GRID = FactorGrid(("shape", "scale", "orientation", "posX", "posY"), (3, 6, 40, 32, 32))
 REFERENCES = {"square": 87040, "ellipse": 332800, "heart": 578560}  # of published traversals
@@ -43,6 +47,33 @@ def load_dsprites(
         packed = cached(cache_dir / "dsprites_official.npy", lambda: read_official(file))
     images = PackedImages(torch.from_numpy(packed))
     return ImageData("dsprites", images, GRID, levels=1, references=REFERENCES)
+
+
+def load_colour(cache_dir: Path) -> ImageData:
+    """dSprites with a random colour for each sprite, drawn anew at every step."""
+    return replace(load_dsprites(cache_dir), name="colour_dsprites", decoration=Decoration(colour))
+
+
+def load_noisy(cache_dir: Path) -> ImageData:
+    """dSprites in front of uniform noise in three channels, drawn anew at every step."""
+    return replace(load_dsprites(cache_dir), name="noisy_dsprites", decoration=Decoration(noisy))
+
+
+def load_scream(cache_dir: Path, *, path: str) -> ImageData:
+    """dSprites as inverted colours of a random patch of a picture, drawn anew at every step.
+
+    Args:
+        path: a picture, originally The Scream by Munch; it is scaled to at most 350x274 pixels.
+    """
+    file = find_files(path, (), "put a picture there, such as a photograph of The Scream")[0]
+    with foreign(path), Image.open(file) as image:
+        picture = image.convert("RGB")
+        picture.thumbnail((350, 274))  # as disentanglement_lib does
+    if min(picture.size) <= PATCH:
+        size = f"{picture.width}x{picture.height} pixels once it fits into 350x274"
+        raise ValueError(f"dataset.path: {path} has {size}; allowed: sides of more than {PATCH}")
+    decoration = Decoration(scream, (torch.from_numpy(np.array(picture)),))
+    return replace(load_dsprites(cache_dir), name="scream_dsprites", decoration=decoration)
 
 
 def outlines() -> list[np.ndarray]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data.cache import checksum
+from data.decoration import Decoration
 
 SAMPLED_IMAGES = 256  # of a large set, for its fingerprint
 
@@ -80,6 +81,7 @@ class ImageData:
     references: dict[str, int] = field(default_factory=dict)  # name -> index, see reference_images
     is_sampled: bool = False  # the fingerprint reads some images, as the set may exceed the memory
     nuisance: tuple[str, ...] = ()  # names of factors that are not scored
+    decoration: Decoration | None = None  # of packed sprites, drawn into every batch
 
     def __post_init__(self) -> None:
         if self.grid is not None and len(self.grid) != len(self):
@@ -90,14 +92,24 @@ class ImageData:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return tuple(self.images.shape[1:])
+        shape = tuple(self.images.shape[1:])
+        return shape if self.decoration is None else (3, *shape[1:])
 
-    def batch(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the images at index (B,) int64 as (B, C, H, W) of dtype in [0, 1]."""
+    def batch(
+        self, index: Tensor, dtype: torch.dtype = torch.float32, key: int | Tensor = 0
+    ) -> Tensor:
+        """Return the images at index (B,) int64 as (B, C, H, W) of dtype in [0, 1].
+
+        Args:
+            key: selects the decoration of each image, if there is one; 0 is for evaluation.
+        """
         device = self.images.device
         if device.type == "cuda" and index.device.type == "cpu":
             index = index.pin_memory()  # so that the copy does not wait for queued work
         index = index.to(device, non_blocking=True)
+        if self.decoration is not None:
+            sprites = self.images.batch(index, torch.float32)
+            return self.decoration(sprites, index, key).to(dtype)
         if isinstance(self.images, PackedImages):
             return self.images.batch(index, dtype)
         return self.images.index_select(0, index).to(dtype).div_(self.levels)
@@ -110,7 +122,8 @@ class ImageData:
             rows = torch.linspace(0, len(self) - 1, SAMPLED_IMAGES, dtype=torch.float64).long()
             sample = images[rows.to(images.device)].cpu().contiguous().numpy()
             return f"{checksum(sample)} of {tuple(images.shape)} {self.grid}"
-        return f"{checksum(images.cpu().contiguous().numpy())} {self.grid}"
+        suffix = "" if self.decoration is None else f" {self.decoration}"
+        return f"{checksum(images.cpu().contiguous().numpy())} {self.grid}{suffix}"
 
     def reference_images(self) -> dict[str, Tensor]:
         """Return the images that pictures start from: name -> (C, H, W) float32 in [0, 1]."""
@@ -123,4 +136,5 @@ class ImageData:
         return torch.randint(len(self), (n,), generator=torch.Generator().manual_seed(seed))
 
     def to(self, device: torch.device | str) -> "ImageData":
-        return replace(self, images=self.images.to(device))
+        decoration = self.decoration and self.decoration.to(device)
+        return replace(self, images=self.images.to(device), decoration=decoration)

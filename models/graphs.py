@@ -41,14 +41,14 @@ class GraphedStep:
     the seed of the default generator.
 
     Args:
-        batch: returns the images (B, C, H, W) at an index (B,) that is on the device.
+        batch: returns the images (B, C, H, W) at an index (B,) that is on the device, for a step.
         recorder: records the graphs.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        batch: Callable[[Tensor], Tensor],
+        batch: Callable[[Tensor, Any], Tensor],
         recorder: "CudaRecorder",
         device: torch.device,
     ):
@@ -60,7 +60,7 @@ class GraphedStep:
 
     def __call__(self, index: Tensor, step: int) -> Terms:
         if self.obstacle:
-            return self.model.train_step(self.batch(index), step)
+            return self.model.train_step(self.batch(index, step), step)
         self._fill(index, step)
         branch = next((branch for branch in self.branches if branch.includes(step)), None)
         if branch is None:
@@ -93,7 +93,8 @@ class GraphedStep:
 
     def _trace(self, branch: Branch, step: int) -> Terms:
         branch.answers = []
-        return self.model.train_step(self.batch(self.index), Step(step, branch, self))
+        traced = Step(step, branch, self)
+        return self.model.train_step(self.batch(self.index, traced), traced)
 
     def _record(self, branch: Branch, step: int) -> None:
         optimizers = self.model.optimizers.values()
