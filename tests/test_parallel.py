@@ -54,6 +54,25 @@ def test_a_straight_run_equals_an_interrupted_one_on_two_processes(command, tmp_
     assert record["starts"][0]["processes"] == 2
 
 
+def test_no_thread_of_a_process_group_is_left_to_abort_its_process(monkeypatch):
+    words = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": 0}
+    for name, value in words.items():
+        monkeypatch.setenv(name, str(value))
+    code = """
+from pathlib import Path
+import torch
+from training.processes import average, process_group
+with process_group(torch.device("cpu")):
+    torch.optim.Adam([torch.ones(2)])
+    average({"value": torch.ones(2)})
+print([path.read_text() for path in Path("/proc/self/task").glob("*/comm")])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "python" in result.stdout
+    assert "gloo" not in result.stdout
+
+
 def test_weights_and_logged_terms_are_equal_on_both_processes(tmp_path):
     code, _, error = torchrun(WORKER, "train", tmp_path)
     assert code == 0, error

@@ -3,6 +3,7 @@
 Each process takes its share of every batch; gradients are averaged right before an optimiser steps.
 """
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ def process_group(device: torch.device) -> Iterator[tuple[int, int]]:
         if local >= gpus:
             raise ValueError(f"--nproc_per_node: {local + 1} or more processes, but {gpus} GPUs")
         torch.cuda.set_device(local)
+    # Imported later (optimisers do), its default arguments hold the group, whose threads then
+    # outlive destroy_process_group and can abort the process at its exit.
+    importlib.import_module("torch.distributed.nn")
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     yield dist.get_rank(), dist.get_world_size()
     dist.destroy_process_group()  # not after an error: nccl would wait for the other processes
