@@ -7,6 +7,7 @@ Representations without training: python evaluate.py --baseline pca,ica
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import re
@@ -24,7 +25,7 @@ import config
 import files
 import results
 import runs
-from codes import BASELINES, pack_codes, read_codes
+from codes import BASELINES, generalization, pack_codes, part_of, read_codes
 from data import load_dataset
 from figures.charts import matrix
 from metrics import METRICS, SCORES, VERSIONS, as_samples, complete_settings, score_all, select
@@ -52,6 +53,7 @@ class Source:
     group: str = ""  # UDR compares the sources of a group
     udr_codes: tuple[np.ndarray, np.ndarray | None] | None = None  # and their log-variances
     nuisance: tuple[str, ...] = ()  # factors that the data set does not score
+    file: str = "metrics.json"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -114,6 +116,8 @@ def evaluate(options: argparse.Namespace) -> int:
         if source.run:
             draw(source.run, source.folder, scores)
             print(f"{source.label}: metrics.json and pictures are in {source.folder}")
+            for line in generalization(source.run, source.folder):
+                print(f"{source.label}, {line}")
         if source.udr_codes:
             groups[source.group].append(source.udr_codes)
     for group, codes in groups.items():
@@ -139,13 +143,19 @@ def checkpoints(
         facts = {"checkpoint_sha256": run.sha256, "data": run.data.fingerprint}
         facts |= {"step": run.step, "images_seen": run.images_seen}
         facts |= {"precision": str(run.model.dtype).removeprefix("torch.")}
-        source = Source(run.label, folder, facts, partial(encoded, run), options.seed, run)
+        encode = functools.cache(partial(encoded, run))  # once for all images and their parts
+        source = Source(run.label, folder, facts, encode, options.seed, run)
         source.nuisance = run.data.nuisance
         if len(paths) > 1:
             images = results.shared_rows(len(run.data))
             source.udr_codes = runs.encode(run.model, run.data, images)
             source.group = run.values["name"]
         yield source
+        for part, rows in run.data.parts.items():
+            label, encode_part = f"{run.label}, {part}", partial(part_of, encode, rows)
+            source = Source(label, folder, facts, encode_part, options.seed)
+            source.nuisance, source.file = run.data.nuisance, f"metrics_{part}.json"
+            yield source
 
 
 def code_files(paths: list[Path], options: argparse.Namespace) -> Iterator[Source]:
@@ -202,7 +212,7 @@ def score(
             content = facts | {"scores": {key: scores[key] for key in SCORES if key in scores}}
             if source.folder:
                 text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-                files.write(source.folder / "metrics.json", text)
+                files.write(source.folder / source.file, text)
             else:
                 bar.write(f"{key}: {results.text(entry['score'], digits=4)}")
             bar.set_description(f"score {key}")
@@ -218,7 +228,7 @@ def valid_scores(
     Raises:
         ValueError: scores with other settings or options would be lost.
     """
-    before, valid, changes = results.read_scores(source.folder), {}, []
+    before, valid, changes = results.read_scores(source.folder, source.file), {}, []
     if any(before.get(key) != facts[key] for key in ("checkpoint_sha256", "data")):
         return {}
     if before.get("options", {}) != facts["options"]:
@@ -236,7 +246,7 @@ def valid_scores(
             changes += [f"{name}.{k}: {stored.get(k)} there, {asked[k]} here" for k in other]
     if changes and valid:
         raise ValueError(
-            f"{source.folder / 'metrics.json'} holds scores with other settings ({changes[0]}); "
+            f"{source.folder / source.file} holds scores with other settings ({changes[0]}); "
             "choose another --out"
         )
     return {key: valid[key] for key in valid if not (is_scaled and SCORES[key] in names)}

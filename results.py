@@ -25,9 +25,9 @@ SMALLEST_GROUP = 3  # runs; with fewer a rank test cannot tell two configuration
 ALL_SPLITS = 20_000  # a rank test counts every way to split two groups, up to this number
 
 
-def read_scores(folder: Path) -> dict[str, Any]:
+def read_scores(folder: Path, file: str = "metrics.json") -> dict[str, Any]:
     """The content of metrics.json; {"scores": {}} if there is none. ValueError if it is damaged."""
-    path = folder / "metrics.json"
+    path = folder / file
     if not path.exists():
         return {"scores": {}}
     try:

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 import config
-from data import DATASETS, ImageData, load_dataset, mix
+from data import DATASETS, ImageData, load_dataset, mix, restrict
 from figures.charts import best_factors
 from figures.latents import fixed_noise, measure, reconstructions, samples, traversal
 from figures.motion import traversal_gif
@@ -67,7 +67,7 @@ class Run:
 @functools.cache
 def schema() -> type[BaseModel]:
     """The schema of a configuration, made from all data sets, models and objectives."""
-    return config.make_schema(DATASETS, MODELS, OBJECTIVES)
+    return config.make_schema(DATASETS, MODELS, OBJECTIVES, restrict)
 
 
 def resolve(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def build(values: dict[str, Any], device: torch.device) -> tuple[ImageData, nn.M
     if values["train"]["score_every"] and data.grid is None:
         raise ValueError("train.score_every: the data set has no factors to score; allowed: 0")
     torch.manual_seed(values["seed"])
-    model = build_model(data.image_shape, values["model"], values["objective"], len(data))
+    model = build_model(data.image_shape, values["model"], values["objective"], data.num_training)
     model = accelerate(model).to(device, memory_format=torch.channels_last)
     for optimizer in model.optimizers.values():  # a state made on the CPU follows the weights
         optimizer.load_state_dict(optimizer.state_dict())
@@ -228,9 +228,10 @@ def sample_rows(data: ImageData) -> np.ndarray:
 
 
 def rotate(model: nn.Module, data: ImageData) -> None:
-    """Turn the latents of a VAE to independent axes, as they are on 10,000 fixed images."""
+    """Turn the latents of a VAE to independent axes, as on 10,000 fixed images of the training."""
     model.eval()
-    codes, logvar = encode(model, data, sample_rows(data))
+    rows = data.training_index(min(SAMPLE_IMAGES, data.num_training), seed=1)
+    codes, logvar = encode(model, data, rows.numpy())
     mu = codes[:, : logvar.shape[1]]  # without a category
     rotate_latents(model, torch.from_numpy(mu), torch.from_numpy(logvar))
     model.train()

@@ -80,7 +80,7 @@ def train(
     """
     settings, seed, is_main = values["train"], values["seed"], rank == 0
     steps, size = settings["steps"], settings["batch_size"]
-    batches = Batches(len(data), size, seed, rank, processes)
+    batches = Batches(data.num_training, size, seed, rank, processes, data.kept, data.cumulative)
 
     # Initial state: the weights of the seed, or the checkpoint of this run.
     window = Window(data.images.device)

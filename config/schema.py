@@ -45,8 +45,14 @@ class Train(Strict):
     )
 
 
-def make_schema(datasets: Choices, models: Choices, objectives: Choices) -> type[BaseModel]:
-    """Return the schema of a run, from the dictionaries of what its sections can choose."""
+def make_schema(
+    datasets: Choices, models: Choices, objectives: Choices, *of_data: Callable[..., Any]
+) -> type[BaseModel]:
+    """Return the schema of a run, from the dictionaries of what its sections can choose.
+
+    Args:
+        of_data: functions whose keyword-only arguments are options of every data set.
+    """
     name = Field(pattern=r"^\w[\w.-]*$", description="the run is saved in runs/<name>/seed<seed>")
     seed = Field(0, ge=0, lt=2**31, description="determines weights, batches and noise")
     return create_model(
@@ -54,7 +60,7 @@ def make_schema(datasets: Choices, models: Choices, objectives: Choices) -> type
         __base__=Strict,
         name=(str, name),
         seed=(int, seed),
-        dataset=(_choice(datasets), ...),
+        dataset=(_choice(datasets, *of_data), ...),
         model=(_choice(models), ...),
         objective=(_choice(objectives) | None, None),
         train=(Train, ...),
@@ -67,23 +73,27 @@ def sections_schema(name: str, functions: Choices) -> type[BaseModel]:
     return create_model(name, __base__=Strict, **fields)
 
 
-def _choice(functions: Choices) -> Any:
+def _choice(functions: Choices, *common: Callable[..., Any]) -> Any:
     """The type of a section whose key `name` selects a function and with it the other keys."""
-    sections = [_section(name, choice, name=Literal[name]) for name, choice in functions.items()]
+    sections = []
+    for name, choice in functions.items():
+        sections.append(_section(name, choice, *common, name=Literal[name]))
     return Annotated[Union[tuple(sections)], Field(discriminator="name")]  # noqa: UP007
 
 
-def _section(title: str, function: Callable[..., Any], **fields: Any) -> type[BaseModel]:
-    """A section whose keys are `fields` and the typed keyword-only arguments of a function."""
-    summary, texts = _documentation(function)
-    for key, parameter in inspect.signature(function).parameters.items():
-        kind = parameter.annotation
-        if parameter.kind is not parameter.KEYWORD_ONLY:
-            continue
-        if get_origin(kind) is tuple:
-            kind = Annotated[kind, Field(strict=False)]  # YAML has lists only
-        default = ... if parameter.default is parameter.empty else parameter.default
-        fields[key] = kind, Field(default, description=texts.get(key))
+def _section(title: str, *functions: Callable[..., Any], **fields: Any) -> type[BaseModel]:
+    """A section whose keys are `fields` and the typed keyword-only arguments of functions."""
+    for function in functions:
+        texts = _documentation(function)[1]
+        for key, parameter in inspect.signature(function).parameters.items():
+            kind = parameter.annotation
+            if parameter.kind is not parameter.KEYWORD_ONLY:
+                continue
+            if get_origin(kind) is tuple:
+                kind = Annotated[kind, Field(strict=False)]  # YAML has lists only
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[key] = kind, Field(default, description=texts.get(key))
+    summary = _documentation(functions[0])[0]
     return create_model(title, __base__=Strict, __doc__=summary, **fields)
 
 

@@ -11,6 +11,7 @@ from data.folder import load_celeba, load_folder
 from data.images import FactorGrid, FactorTable, ImageData, PackedImages
 from data.npz import load_npz
 from data.official import load_cars3d, load_mpi3d, load_shapes3d, load_smallnorb
+from data.selection import restrict
 from data.squares import load_xyobject, load_xysquares
 
 CACHE_DIR = Path(__file__).resolve().parents[1] / ".cache"
@@ -34,5 +35,6 @@ DATASETS: dict[str, Callable[..., ImageData]] = {
 
 
 def load_dataset(name: str, *, cache_dir: str | Path | None = None, **settings: Any) -> ImageData:
-    """Load a data set by its name in DATASETS; `settings` are the arguments of its function."""
-    return DATASETS[name](Path(cache_dir or CACHE_DIR), **settings)
+    """Load a data set by its name; `settings` are arguments of its function and of `restrict`."""
+    restrictions = {key: settings.pop(key, None) for key in ("keep", "correlate")}
+    return restrict(DATASETS[name](Path(cache_dir or CACHE_DIR), **settings), **restrictions)

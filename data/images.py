@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.batches import Batches
 from data.cache import checksum
 from data.decoration import Decoration
 
@@ -82,6 +83,8 @@ class ImageData:
     is_sampled: bool = False  # the fingerprint reads some images, as the set may exceed the memory
     nuisance: tuple[str, ...] = ()  # names of factors that are not scored
     decoration: Decoration | None = None  # of packed sprites, drawn into every batch
+    kept: Tensor | None = None  # rows (n,) int64 of the images that are trained on, if not all
+    cumulative: Tensor | None = None  # (n,) float64, see Batches
 
     def __post_init__(self) -> None:
         if self.grid is not None and len(self.grid) != len(self):
@@ -89,6 +92,19 @@ class ImageData:
 
     def __len__(self) -> int:
         return self.images.shape[0]
+
+    @property
+    def num_training(self) -> int:
+        """The number of different images that are trained on."""
+        return len(self) if self.kept is None else len(self.kept)
+
+    @property
+    def parts(self) -> dict[str, np.ndarray]:
+        """Rows of the images that are trained on and of the others; none if all are."""
+        if self.kept is None:
+            return {}
+        held_out = np.delete(np.arange(len(self)), self.kept.numpy())
+        return {"kept": self.kept.numpy(), "held_out": held_out}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -134,6 +150,12 @@ class ImageData:
     def random_index(self, n: int, seed: int) -> Tensor:
         """Return the index of n images drawn with replacement, a function of the seed."""
         return torch.randint(len(self), (n,), generator=torch.Generator().manual_seed(seed))
+
+    def training_index(self, n: int, seed: int) -> Tensor:
+        """Return the index of n random images, as frequent as in training."""
+        if self.kept is None and self.cumulative is None:
+            return self.random_index(n, seed)
+        return Batches(self.num_training, n, seed, kept=self.kept, cumulative=self.cumulative)[0]
 
     def to(self, device: torch.device | str) -> "ImageData":
         decoration = self.decoration and self.decoration.to(device)

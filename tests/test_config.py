@@ -9,14 +9,14 @@ from conftest import CONFIGS
 from pydantic import Field
 
 import config
-from data import DATASETS
+from data import DATASETS, restrict
 from models import MODELS
 from models.objectives import OBJECTIVES
 
 RES = Path("res")
 PUBLISHED = [*RES.glob("*/runs/*/*/config.yaml"), *RES.glob("2dshapes/**/*.yaml")]
 WEIGHTS = sorted(RES.rglob("*.pt"))
-SCHEMA = config.make_schema(DATASETS, MODELS, OBJECTIVES)
+SCHEMA = config.make_schema(DATASETS, MODELS, OBJECTIVES, restrict)
 
 
 def resolve(path, *overrides):
