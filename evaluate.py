@@ -25,7 +25,7 @@ import config
 import files
 import results
 import runs
-from codes import BASELINES, generalization, pack_codes, part_of, read_codes
+from codes import BASELINES, pack_codes, part_of, read_codes, recon
 from data import load_dataset
 from figures.charts import matrix
 from metrics import METRICS, SCORES, VERSIONS, as_samples, complete_settings, score_all, select
@@ -116,8 +116,8 @@ def evaluate(options: argparse.Namespace) -> int:
         if source.run:
             draw(source.run, source.folder, scores)
             print(f"{source.label}: metrics.json and pictures are in {source.folder}")
-            for line in generalization(source.run, source.folder):
-                print(f"{source.label}, {line}")
+        if source.facts.get("recon") is not None:
+            print(f"{source.label}: recon {source.facts['recon']:.1f} nats")
         if source.udr_codes:
             groups[source.group].append(source.udr_codes)
     for group, codes in groups.items():
@@ -152,8 +152,8 @@ def checkpoints(
             source.group = run.values["name"]
         yield source
         for part, rows in run.data.parts.items():
-            label, encode_part = f"{run.label}, {part}", partial(part_of, encode, rows)
-            source = Source(label, folder, facts, encode_part, options.seed)
+            label, of_part = f"{run.label}, {part}", facts | {"recon": recon(run, rows)}
+            source = Source(label, folder, of_part, partial(part_of, encode, rows), options.seed)
             source.nuisance, source.file = run.data.nuisance, f"metrics_{part}.json"
             yield source
 

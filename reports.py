@@ -85,6 +85,7 @@ def write(
         lines.append(f"## {table.title}\n\n{table.note}\n\n{results.markdown(table)}")
     files.write(out / "results.md", "\n".join(lines))
     named = tables | short_tables(frame, study["shown"], study["papers"])
+    named[title] = named.pop("all")
     named = {name: results.markdown(table) for name, table in named.items()}
     for pattern in study["documents"]:
         for path in glob.glob(pattern):
@@ -151,7 +152,8 @@ def study_tables(frame: pd.DataFrame, baseline: str | None = None) -> dict[str, 
     cells = _cells(frame, keys)
     rows = [[_header(key), *(cells[name, key] for name in names)] for key in others]
     note = "Mean ± standard deviation (ddof 1) over the seeds of each configuration."
-    tables = {"all": _by_configuration(frame, cells, main)}
+    all_rows = results.with_parts(frame)
+    tables = {"all": _by_configuration(all_rows, _cells(all_rows, main), main)}
     tables["metrics"] = Table("Other metrics", note, ["metric", *names], rows)
     if "model_centrality" in keys:
         tables["medoids"] = _medoids(frame, main)

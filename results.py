@@ -21,6 +21,7 @@ from training.log import read_log
 AGREEMENT = {"udr": udr, "model_centrality": model_centrality}  # of the seeds of a configuration
 FACTS = ["recon", "kl", "images_seen", "minutes", "commit"]  # last columns of results.csv
 MOST_COLUMNS = 6  # models; a table of more has a row for each
+PARTS = ("kept", "held_out")  # of a data set, see dataset.keep
 SMALLEST_GROUP = 3  # runs; with fewer a rank test cannot tell two configurations apart
 ALL_SPLITS = 20_000  # a rank test counts every way to split two groups, up to this number
 
@@ -60,14 +61,32 @@ def read_run(folder: Path, values: dict[str, Any], step: int) -> dict[str, Any]:
     row["images_seen"] = step * values["train"]["batch_size"]
     row["minutes"] = record.get("train_seconds", math.nan) / 60
     row["commit"] = record["starts"][-1].get("commit") if record["starts"] else None
+    for part in PARTS:
+        content = read_scores(folder, f"metrics_{part}.json")
+        row |= {f"{key}_{part}": entry["score"] for key, entry in content["scores"].items()}
+        row[f"recon_{part}"] = content.get("recon")
     return row
 
 
 def as_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """The rows of several runs, with the columns of results.csv in their order."""
     keys = [key for key in SCORES if any(key in row for row in rows)]
-    frame = pd.DataFrame(rows, columns=["config", "seed", *keys, *AGREEMENT, *FACTS])
-    return frame.astype(dict.fromkeys([*keys, *AGREEMENT, "recon", "kl", "minutes"], float))
+    of_parts = [f"{key}_{part}" for part in PARTS for key in (*keys, "recon")]
+    of_parts = [key for key in of_parts if any(row.get(key) is not None for row in rows)]
+    frame = pd.DataFrame(rows, columns=["config", "seed", *keys, *AGREEMENT, *FACTS, *of_parts])
+    numbers = [*keys, *AGREEMENT, "recon", "kl", "minutes", *of_parts]
+    return frame.astype(dict.fromkeys(numbers, float))
+
+
+def with_parts(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` with further rows: the scores of the kept and of the held-out images of a run."""
+    frames = [frame]
+    for part in PARTS:
+        columns = {f"{key}_{part}": key for key in (*SCORES, "recon") if f"{key}_{part}" in frame}
+        rows = frame.dropna(subset=list(columns), how="all") if columns else frame[:0]
+        rows = rows[["config", "seed", "images_seen", *columns]].rename(columns=columns)
+        frames.append(rows.assign(config=rows["config"] + f", {part.replace('_', ' ')}"))
+    return pd.concat(frames)
 
 
 def shared_rows(total: int, images: int = 10_000) -> np.ndarray:

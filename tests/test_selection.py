@@ -2,6 +2,8 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from test_parallel import torchrun
 
 import codes
 import evaluate
+import results
 import runs
 import train
 from data import Batches, FactorGrid, FactorTable, ImageData, restrict
@@ -235,26 +238,28 @@ def test_scores_of_kept_held_out_and_all_images(command, tmp_path, capsys, monke
         content = json.loads((folder / f"metrics{part}.json").read_text())
         samples[part] = content["scores"]["mig"]["settings"]["num_samples"]
     assert samples == {"": 48, "_kept": 40, "_held_out": 8}
-    content = json.loads((folder / "generalization.json").read_text())
-    assert set(content["kept"]) == {"recon", "r2_size", "r2_posX", "r2_posY"}
-    assert set(content["held_out"]) == {"recon", "r2_posX", "r2_posY"}  # size is constant
-    assert "r2_size" in output
+    row = results.read_run(folder, runs.load(folder).values, 4)
+    content = json.loads((folder / "metrics_held_out.json").read_text())
+    assert row["recon_held_out"] == content["recon"] > 0
+    assert f"held_out: recon {content['recon']:.1f} nats" in output
+    frame = results.with_parts(results.as_frame([row]))
+    assert list(frame["config"]) == ["small", "small, kept", "small, held out"]
+    assert frame["mig"].iloc[2] == content["scores"]["mig"]["score"]
 
 
-def test_codes_that_are_the_factors_generalize(data, tmp_path, monkeypatch):
-    part = restrict(data, keep={"extrapolation": ["angle", "x"]})
-    grid = data.grid
+def test_recon_is_of_the_images_of_a_part(data):
+    """The decoder says p = 0.5 everywhere: log 2 for each pixel."""
+    part = restrict(data, keep="x < 5")
+    pixels, images = data.images[0].numel(), {}
 
-    def encode(model, data, rows):
-        shape, angle, x = grid.factors(rows).T
-        return np.stack([1 - shape, 2.0 * angle + shape, np.minimum(x, 3)], 1), None
+    class Decoder(torch.nn.Module):
+        likelihood, dtype = "bernoulli", torch.float32
 
-    monkeypatch.setattr(runs, "encode", encode)
-    run = runs.Run(tmp_path, {}, 0, "sha", part, torch.nn.Identity())
-    kept, held_out = codes.generalization(run, tmp_path)
-    assert kept == "kept: r2_shape 1.00, r2_angle 1.00, r2_x 1.00"
-    assert held_out.startswith("held_out: r2_shape 1.00, r2_angle 1.00, r2_x 0.")
-    content = json.loads((tmp_path / "generalization.json").read_text())
-    x = X[part.parts["held_out"]]
-    error = np.square(np.minimum(x, 3) - x).mean()
-    assert content["held_out"]["r2_x"] == pytest.approx(1 - error / x.var())
+        def forward(self, x):
+            images.update(enumerate(x))
+            return torch.zeros_like(x), None, None
+
+    run = runs.Run(Path(), {}, 0, "sha", part, Decoder())
+    assert codes.recon(run, part.parts["held_out"]) == pytest.approx(pixels * np.log(2))
+    assert len(images) == len(part.parts["held_out"])
+    assert codes.recon(replace(run, model=torch.nn.Identity()), part.parts["kept"]) is None
