@@ -15,7 +15,7 @@ from figures.page import Table, run_page
 from results import text
 from training.folder import read_record
 
-COMPARED = ("twoD_vae", "twoD_annealed", "twoD_infogan")  # in traversals.png, two_curves.png
+COMPARED = ("twoD_vae", "twoD", "twoD_infogan_broadcast")  # in traversals.png, two_curves.png
 COLUMNS = 14  # of reconstructions.png
 
 

@@ -110,7 +110,7 @@ def log_curves(log: pd.DataFrame, *, title: str, panels: dict[str, str] = PANELS
 @styled
 def training_curves(logs: dict[str, list[pd.DataFrame]], *, title: str) -> bytes:
     """Draw reconstruction error and KL of configurations, each with the logs of its runs: a PNG."""
-    note = "Nats per image. Line: mean over seeds; band: from the lowest to the highest."
+    note = "Nats per image. Line: mean over the seeds; band: lowest to highest seed."
     figure = new_figure(title, note, WIDTH, 2.2 + 0.17 * -(-len(logs) // 3))
     axes = figure.subplots(1, len(COMPARED))
     for ax, (term, name) in zip(axes, COMPARED.items(), strict=True):
@@ -217,7 +217,8 @@ def score_dots(
     means = frame.groupby("config")[list(labels)].mean()
     means = means.sort_values(next(iter(labels)), ascending=False, kind="stable")
     names, lines = list(means.index), -(-len(labels) // COLUMNS)
-    note = "A dot is a seed; bar and number: the mean of a configuration."
+    first, *_ = labels.values()
+    note = f"Sorted by {first}. A dot is a seed; bar and number: the mean of a configuration."
     note += " Diamonds: values of papers." * bool(published)
     papers = frame["config"].isin(published)
     figure = new_figure(title, note, WIDTH, 0.45 + lines * (0.5 + 0.2 * len(names)))

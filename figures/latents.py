@@ -13,7 +13,7 @@ from figures.canvas import beside, mosaic, stack, table, text, to_png
 ACTIVE_NATS = 0.05  # a latent below it carries nothing that a decoder could use
 FIXED_SEED = 20170424  # of the fixed noise: the same in every run and at every step
 VALUES = 9  # columns of a traversal
-COMPARED = (4, 7)  # values of a latent and latents of a model in model_traversals
+COMPARED = (4, 5)  # values of a latent and latents of a model in model_traversals
 PAIRS = 10  # columns of reconstructions
 SAMPLES = (9, 12)  # rows and columns of samples
 TITLE = 16  # pixels
@@ -144,8 +144,12 @@ def model_traversals(
         cells = torch.cat([stills, moved.cells[0].transpose(0, 1)])[:, :most]
         grid = table(cells, rows, moved.columns[:most], size=14)
         blocks.append(stack(text(name, TITLE), grid))
-    note = f"Each column varies one latent, up to {most} of a model, over the values at the left."
-    return to_png(stack(text(title, TITLE), text(note, 14), beside(*blocks)))
+    notes = (
+        f"Each column varies one latent over the values at the left ({most} with most information).",
+        "Above a column: the factors that the latent follows most, its name and its information.",
+    )
+    lines = [text(note, 14) for note in notes]
+    return to_png(stack(text(title, TITLE), *lines, beside(*blocks)))
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""What the main job adds to a beta-VAE: schedules, Muon, and latents turned by FastICA."""
+"""What the main model adds to a beta-VAE: schedules, Muon, and latents turned by FastICA."""
 
 from types import SimpleNamespace
 

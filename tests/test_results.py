@@ -205,7 +205,7 @@ def test_udr_compares_runs_by_their_active_latents():
 def test_charts_of_the_readme_show_names_without_links():
     frame, study = pd.read_csv(PUBLISHED / "results.csv"), read_study("config/studies/twoD.yaml")
     names = reports.plain(study["shown"])
-    assert names["twoD"] == "β-VAE, main job"
+    assert names["twoD"] == "β-VAE, main model"
     charts = reports.shown_charts(frame, {}, names, study["papers"])
     assert list(charts) == ["four_scores.png", "two_curves.png"]
     assert charts["four_scores.png"].startswith(b"\x89PNG")
