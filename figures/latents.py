@@ -145,7 +145,7 @@ def model_traversals(
         grid = table(cells, rows, moved.columns[:most], size=14)
         blocks.append(stack(text(name, TITLE), grid))
     notes = (
-        f"Each column varies one latent over the values at the left ({most} with most information).",
+        f"Each column varies one latent over the values at the left ({most} most informative).",
         "Above a column: the factors that the latent follows most, its name and its information.",
     )
     lines = [text(note, 14) for note in notes]
