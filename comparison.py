@@ -53,11 +53,8 @@ def compare(folders: list[Path], out: Path, names: dict[str, str]) -> dict[str, 
 def draw(shown: dict[str, runs.Run], out: Path) -> None:
     """Write reconstructions.png of all runs, by name, and traversals.png of those in COMPARED."""
     data = next(iter(shown.values())).data
-    images = data.batch(data.random_index(runs.PICTURE_IMAGES, seed=0))
-    models, title = (
-        {row: run.model for row, run in shown.items()},
-        "Images and their reconstructions",
-    )
+    images, title = runs.picture_images(data), "Images and their reconstructions"
+    models = {row: run.model for row, run in shown.items()}
     picture = reconstructions(models, images[:COLUMNS], title=title, columns=COLUMNS)
     files.write(out / "reconstructions.png", picture)
     compared = {
@@ -73,7 +70,6 @@ def draw(shown: dict[str, runs.Run], out: Path) -> None:
 
 def page_of_run(run: runs.Run) -> bytes:
     """The page of a run with a slider for each latent, from its model and its folder."""
-    images = run.data.batch(run.data.random_index(runs.PICTURE_IMAGES, seed=0))
     references = list(run.data.reference_images().items())[:2]  # more sliders take too much room
     rows, facts, starts = [], [], read_record(run.path)["starts"]
     for key, entry in results.read_scores(run.path)["scores"].items():
@@ -86,7 +82,7 @@ def page_of_run(run: runs.Run) -> bytes:
     return run_page(
         run.model,
         dict(references),
-        measure(run.model, images),
+        measure(run.model, runs.picture_images(run.data)),
         factor_names=runs.factor_names(run.model, run.data),
         pictures={path.stem: path.read_bytes() for path in pictures},
         title=run.label,

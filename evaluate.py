@@ -10,7 +10,6 @@ import argparse
 import functools
 import hashlib
 import json
-import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -34,7 +33,6 @@ from training.folder import provenance
 
 DEFAULT_METRICS = "beta_vae_paper,factor_vae,mig"
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "config" / "metrics.yaml"
-OVERRIDE = re.compile(r"[a-z_]+\.[a-z_]+=")
 EVALUATED = Path("runs/evaluated")  # results of weights that lie outside of a run folder
 COLLAPSED = 0.05  # nats: a VAE with less KL in all latents together ignores its input
 BASELINE_SEEDS = 3
@@ -88,7 +86,7 @@ def evaluate(options: argparse.Namespace) -> int:
     """Score and draw what the command line names; print a table."""
     # The lists of paths also take the overrides that follow them.
     words = options.checkpoint or options.codes or []
-    overrides = [word for word in words if OVERRIDE.match(word) and not Path(word).exists()]
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
     paths = [Path(word) for word in words if word not in overrides]
     overrides += options.overrides
     of_data = [text for text in overrides if text.startswith("dataset.")]
@@ -112,7 +110,8 @@ def evaluate(options: argparse.Namespace) -> int:
     rows, groups = {}, defaultdict(list)
     for source in sources:
         scores = score(source, names, settings, options)
-        rows[source.label] = {key: scores[key] for key in scores if SCORES[key] in names}
+        label = source.label + f" in {source.folder}" * (source.label in rows)
+        rows[label] = {key: scores[key] for key in scores if SCORES[key] in names}
         if source.run:
             draw(source.run, source.folder, scores)
             print(f"{source.label}: metrics.json and pictures are in {source.folder}")
@@ -132,14 +131,15 @@ def checkpoints(
     paths: list[Path], overrides: list[str], options: argparse.Namespace
 ) -> Iterator[Source]:
     """Run folders and files of weights, one after the other."""
-    if len(set(paths)) < len(paths):
-        raise ValueError("--checkpoint: a path is given twice")
-    for path in paths:
+    paths = [path.parent if path.name == "checkpoint.pt" else path for path in paths]
+    folders = [path if path.is_dir() else EVALUATED / path.stem for path in paths]
+    if options.out:
+        names = ["/".join(folder.resolve().parts[-2:]) for folder in folders]  # name/seed0
+        folders = [options.out / name for name in names] if len(paths) > 1 else [options.out]
+    if len(set(folders)) < len(folders):
+        raise ValueError("--checkpoint: the results of two paths would be in one folder")
+    for path, folder in zip(paths, folders, strict=True):
         run = runs.load(path, options.device, overrides)
-        path = path.parent if path.name == "checkpoint.pt" else path
-        folder = path if path.is_dir() else EVALUATED / path.stem
-        if options.out:
-            folder = options.out if len(paths) == 1 else runs.folder_of(run.values, options.out)
         facts = {"checkpoint_sha256": run.sha256, "data": run.data.fingerprint}
         facts |= {"step": run.step, "images_seen": run.images_seen}
         facts |= {"precision": str(run.model.dtype).removeprefix("torch.")}

@@ -32,7 +32,7 @@ from training.device import choose_device, choose_precision, out_of_memory
 from training.processes import PeerError
 
 ENCODE_BATCH = 1024
-PICTURE_IMAGES = 2048  # images on which the information of each latent is measured
+PICTURE_IMAGES = 2048
 RANDOM_SEED = 20170425  # of the samples in random.png
 SAMPLE_IMAGES = 10_000  # images that are scored during training
 PLAIN_NAMES = {"posX": "x", "posY": "y", "scale": "size", "orientation": "rotation"}
@@ -55,8 +55,10 @@ class Run:
 
     @property
     def label(self) -> str:
-        """Name and seed, and the step if the training is not complete."""
-        label, steps = title_of(self.values), self.values["train"]["steps"]
+        """Name and seed, or the file of weights, and the step if the training is not complete."""
+        is_weights = self.path.is_file() and not self.path.stem.startswith("checkpoint")
+        label = title_of(self.values, self.path.stem if is_weights else "")
+        steps = self.values["train"]["steps"]
         return label if self.step >= steps else f"{label} (step {self.step:,} of {steps:,})"
 
     @property
@@ -87,11 +89,11 @@ def folder_of(values: dict[str, Any], root: Path) -> Path:
     return root / values["name"] / f"seed{values['seed']}"
 
 
-def title_of(values: dict[str, Any]) -> str:
-    """Name and seed of a run, and its likelihood unless that is Bernoulli."""
+def title_of(values: dict[str, Any], name: str = "") -> str:
+    """A name, by default name and seed of a run, and its likelihood unless that is Bernoulli."""
     likelihood = values["model"].get("likelihood", "bernoulli")
     suffix = "" if likelihood == "bernoulli" else f", {likelihood} likelihood"
-    return "{name}, seed {seed}".format(**values) + suffix
+    return (name or "{name}, seed {seed}".format(**values)) + suffix
 
 
 def identity(values: dict[str, Any]) -> dict[str, Any]:
@@ -252,6 +254,11 @@ def quick_scores(model: nn.Module, data: ImageData) -> dict[str, float]:
     return {key: np.nan if entry["score"] is None else entry["score"] for key, entry in scores}
 
 
+def picture_images(data: ImageData) -> torch.Tensor:
+    """The fixed random images of pictures, on which the information of latents is measured."""
+    return data.batch(data.random_index(PICTURE_IMAGES, seed=0))
+
+
 def factor_names(model: nn.Module, data: ImageData) -> list[str] | None:
     """For each latent the factors it shares most information with; None without factors."""
     if data.grid is None:
@@ -311,7 +318,7 @@ def exit_code(script: str, work: Callable[[], int]) -> int:
 @torch.inference_mode()
 def draw(model: nn.Module, data: ImageData, title: str) -> dict[str, bytes]:
     """The pictures of a trained model in eval mode: file name -> content."""
-    images = data.batch(data.random_index(PICTURE_IMAGES, seed=0))
+    images = picture_images(data)
     nats, names = measure(model, images), factor_names(model, data)
     references = data.reference_images()
     fixed = references | {"fixed noise": fixed_noise(model, 1)[0]}

@@ -157,8 +157,13 @@ def test_several_runs_are_compared(command, run, tmp_path, capsys):
         assert f"small, seed {seed}" in printed
         assert set(scores_in(tmp_path / f"o/small/seed{seed}")) >= {"mig"}
     assert "small: no UDR: fewer than two of 2 runs have an active code" in printed
-    assert call("--checkpoint", run, run) == 2
-    assert "given twice" in capsys.readouterr().err
+    twin = shutil.copytree(run.parent, tmp_path / "twin/small") / "seed0"  # of the same name
+    for other, out in ((run, []), (twin, ["--out", tmp_path / "p"])):
+        assert call("--checkpoint", run, other, *out) == 2
+        assert "two paths would be in one folder" in capsys.readouterr().err
+    weights = shutil.copy(run / "checkpoint.pt", tmp_path / "mine.pt")
+    assert call("--checkpoint", weights, "--out", tmp_path / "q", *FEW) == 0
+    assert "mine: metrics.json" in capsys.readouterr().out
 
 
 def test_pictures_without_labels_are_drawn_and_scored_without_labels(
