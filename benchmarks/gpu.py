@@ -15,17 +15,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import files
 import runs
-from data import Batches, load_dataset, mix
+from benchmarks.speed import STEPS, Training
+from data import load_dataset
 from training.device import choose_device, hardware
 from training.folder import provenance
-from training.log import Window
 
-CONFIG = Path(__file__).resolve().parents[1] / "config"
 CASES = {  # configuration, batch size -> images/s that an H200 should reach
     ("twoD_vae", 128): 100_000,
     ("twoD_vae", 64): 55_000,
@@ -33,52 +31,26 @@ CASES = {  # configuration, batch size -> images/s that an H200 should reach
     ("twoD_infogan", 64): 15_000,
     ("twoD_infogan_broadcast", 32): None,
 }
-PROFILED = 20  # steps
 AT_ONCE = 4  # runs that share a GPU
-
-
-class Training:
-    """A run's data and model, and its steps so far, with or without graphs."""
-
-    def __init__(self, config: str, size: int, graphs: bool):
-        device = choose_device("auto")
-        values = runs.resolve(CONFIG / f"{config}.yaml", [f"train.batch_size={size}"])
-        self.data, self.model = runs.build(values, device)
-        self.train_step = runs.train_step(self.model, self.data) if graphs else self._usual_step
-        self.batches, self.window = Batches(len(self.data), size, seed=0), Window(device)
-        self.done = 0
-        self.model.train()
-
-    def _usual_step(self, index: Tensor, step: int) -> dict[str, Tensor]:
-        return self.model.train_step(self.data.batch(index, self.model.dtype), step)
-
-    def steps(self, count: int) -> dict[str, float]:
-        """Take some steps as train.py does; returns the mean of every term."""
-        for step in range(self.done, self.done + count):
-            torch.manual_seed(mix(0, step, 0))
-            self.window.add(self.train_step(self.batches[step], step))
-        self.done += count
-        return self.window.mean()  # device sync
 
 
 def measure(config: str, size: int, graphs: bool, seconds: float) -> dict[str, Any]:
     """Images per second; per step the time of all kernels and their number; memory; obstacle."""
-    training, count = Training(config, size, graphs), 0
-    training.steps(20)  # warms up
+    training = Training(config, size, graphs)
+    training.work()  # warms up
     begin = time.perf_counter()
     while time.perf_counter() < begin + seconds:
-        training.steps(PROFILED)
-        count += PROFILED
-    speed = count * size / (time.perf_counter() - begin)
+        training.work()
+    speed = (training.done - STEPS) * size / (time.perf_counter() - begin)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        training.steps(PROFILED)
+        training.work()
     kernels = [event for event in profiler.events() if event.device_type.name == "CUDA"]
     busy = sum(event.time_range.elapsed_us() for event in kernels) / 1000
     on_gpu = torch.cuda.is_available()
     return {
         "images_per_s": round(speed),
-        "kernel_ms": round(busy / PROFILED, 3),
-        "kernels": len(kernels) / PROFILED,
+        "kernel_ms": round(busy / STEPS, 3),
+        "kernels": len(kernels) / STEPS,
         "memory_mb": torch.cuda.max_memory_reserved() >> 20 if on_gpu else None,
         "obstacle": getattr(training.train_step, "obstacle", None),
     }
@@ -88,14 +60,15 @@ def largest_difference(config: str, size: int, steps: int) -> float:
     """The largest difference of a weight after some steps with graphs and without."""
     trainings = [Training(config, size, graphs) for graphs in (True, False)]
     for training in trainings:
-        training.steps(steps)
+        while training.done < steps:
+            training.work()
     pairs = zip(*(training.model.state_dict().values() for training in trainings), strict=True)
     return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
 
 
 def encode_seconds() -> float:
     """Seconds in which a VAE encodes the whole data set."""
-    training = Training("twoD_vae", 128, graphs=False)
+    training = Training("twoD_vae", 128)
     training.model.eval()
     runs.encode(training.model, training.data, range(4096))  # warms up
     begin = time.perf_counter()

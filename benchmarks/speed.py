@@ -70,11 +70,10 @@ def main() -> int:
 
 
 def measure(case: str, kind: str) -> float:
-    """Images per second of the loop `plain` or `ours`."""
+    """Images per second of the loop "plain" or "ours"."""
     size, device = CASES[case], choose_device("auto")
-    values = runs.resolve(CONFIG / f"{case}.yaml", [f"train.batch_size={size}"])
     torch.manual_seed(0)
-    work = {"plain": plain, "ours": ours}[kind](values, device)
+    work = Training(case, size).work if kind == "ours" else plain(values_of(case, size), device)
     speeds, end = [], time.perf_counter() + SECONDS
     while time.perf_counter() < end or len(speeds) < 3:
         start = time.perf_counter()
@@ -85,23 +84,35 @@ def measure(case: str, kind: str) -> float:
     return median(speeds[1:])  # the first one warms up
 
 
-def ours(values: dict[str, Any], device: torch.device) -> Callable[[], None]:
-    """STEPS steps as train.py takes them."""
-    data, model = runs.build(values, device)
-    batches = Batches(len(data), values["train"]["batch_size"], seed=0)
-    steps, window, step_of = itertools.count(), Window(device), runs.train_step(model, data)
+class Training:
+    """A run's data and model, and its steps so far, on a GPU with or without CUDA graphs."""
 
-    def work() -> None:
-        for step in itertools.islice(steps, STEPS):
+    def __init__(self, case: str, size: int, graphs: bool = True):
+        values, device = values_of(case, size), choose_device("auto")
+        self.data, self.model = runs.build(values, device)
+        self.train_step = runs.train_step(self.model, self.data) if graphs else self._usual_step
+        self.batches, self.window = Batches(len(self.data), size, seed=0), Window(device)
+        self.done = 0
+
+    def _usual_step(self, index: Tensor, step: int) -> dict[str, Tensor]:
+        return self.model.train_step(self.data.batch(index, self.model.dtype), step)
+
+    def work(self) -> None:
+        """STEPS steps as train.py takes them."""
+        for step in range(self.done, self.done + STEPS):
             torch.manual_seed(mix(0, step, 0))
-            window.add(step_of(batches[step], step))
-        window.mean()
+            self.window.add(self.train_step(self.batches[step], step))
+        self.done += STEPS
+        self.window.mean()  # device sync
 
-    return work
+
+def values_of(case: str, size: int) -> dict[str, Any]:
+    """The configuration of a case with another batch size."""
+    return runs.resolve(CONFIG / f"{case}.yaml", [f"train.batch_size={size}"])
 
 
 def plain(values: dict[str, Any], device: torch.device) -> Callable[[], None]:
-    """The same with torch's own layers, settings and loader."""
+    """STEPS steps with torch's own layers, settings and loader."""
     data, size = load_dataset(**values["dataset"]), values["train"]["batch_size"]
     model = build_model(data.image_shape, values["model"], values["objective"], len(data))
     images = TensorDataset(data.batch(torch.arange(IMAGES), torch.uint8))
