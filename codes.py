@@ -14,6 +14,7 @@ from sklearn.decomposition import PCA, FastICA
 
 import runs
 from data import FactorGrid, FactorTable, ImageData
+from data.npz import factors_in, read_npz
 from models.likelihoods import nll
 
 COMPONENTS = 10  # of PCA and ICA, as in the paper
@@ -35,30 +36,11 @@ def pack_codes(codes: np.ndarray, logvar: np.ndarray | None, labels: Any) -> byt
 
 
 def read_codes(path: Path) -> tuple[np.ndarray, FactorGrid | FactorTable | None, Any]:
-    """Codes (N, D) in a codes.npz, their factors, and their log-variances or None.
-
-    Raises:
-        ValueError: the file does not hold codes with at most one of `factors` and `sizes`.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except OSError as error:
-        raise ValueError(f"--codes: cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # NumPy fails in many ways on bytes that it did not write
-        raise ValueError(f"--codes: {path} is not an npz file of plain arrays") from error
-    if "codes" not in arrays or {"factors", "sizes"} <= set(arrays):
-        raise ValueError(
-            f"--codes: {path} holds {', '.join(arrays) or 'nothing'}; needed: codes (N, D), and "
-            "at most one of factors (N, K) and sizes (K,)"
-        )
-    names, factors = arrays.get("names"), None
-    names = None if names is None else tuple(names.astype(str).tolist())
-    if "sizes" in arrays:
-        factors = FactorGrid(names, tuple(map(int, arrays["sizes"])))
-    elif "factors" in arrays:
-        factors = FactorTable(names, arrays["factors"])
-    return arrays["codes"], factors, arrays.get("logvar")
+    """Codes (N, D) in a codes.npz, their factors, and their log-variances or None."""
+    arrays = read_npz(path, "--codes")
+    if "codes" not in arrays:
+        raise ValueError(f"--codes: {path} holds {', '.join(arrays)}; needed: codes (N, D)")
+    return arrays["codes"], factors_in(arrays), arrays.get("logvar")
 
 
 def part_of(encode: Callable[[], tuple], rows: np.ndarray) -> tuple:

@@ -34,11 +34,9 @@ def load_folder(
         channels: 1 turns colours to grey.
     """
     files = find_files(path, SUFFIXES, f"put pictures there ({', '.join(SUFFIXES)})")
-    table = None
-    if labels is not None:
-        table = _table(labels, path, files)
+    table = None if labels is None else _table(labels, path, files)
     parts = partial(read_pictures, files, size, channels)
-    settings = {"n": len(files), "size": size, "channels": channels}
+    settings = {"size": size, "channels": channels}
     return load_mapped("folder", cache_dir, path, files, parts, table, **settings)
 
 
@@ -59,7 +57,7 @@ def load_celeba(cache_dir: Path, *, path: str, size: Size = 64) -> ImageData:
         table = _table(attributes, pictures, files, sep=r"\s+", skiprows=1)
         table = FactorTable(table.names, (table.values > 0).astype(np.int64))
     parts = partial(read_pictures, files, size, 3)
-    return load_mapped("celeba", cache_dir, pictures, files, parts, table, n=len(files), size=size)
+    return load_mapped("celeba", cache_dir, pictures, files, parts, table, size=size)
 
 
 def read_pictures(files: list[str], size: int, channels: int) -> Parts:

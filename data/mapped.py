@@ -44,12 +44,13 @@ def load_mapped(
     parts: Callable[[], Parts],
     grid: FactorGrid | FactorTable | None,
     *,
-    n: int,
     size: int,
     channels: int = 3,
     nuisance: tuple[str, ...] = (),
 ) -> ImageData:
-    """Return a data set of n images that `parts` reads from files, mapped from the cache.
+    """Return a data set that `parts` reads from files, mapped from the cache.
+
+    It has an image for each combination of the grid, and without one an image for each file.
 
     The name of the cache file depends on the path, and on names, lengths and times of the files (of
     some, if there are over 20,000), so changed files are read again; the old cache is then removed.
@@ -58,7 +59,7 @@ def load_mapped(
     state = _hash((files, [(stat.st_size, stat.st_mtime_ns) for stat in stats]))
     prefix = f"{name}_{channels}x{size}_{_hash(os.path.realpath(os.path.expanduser(path)))}_"
     cache = cache_dir / f"{prefix}{state}.npy"
-    shape = (n, channels, size, size)
+    shape = (len(files if grid is None else grid), channels, size, size)
     images = cached_parts(cache, shape, lambda: _resized_parts(path, parts, shape, name))
     for old in set(cache_dir.glob(f"{prefix}*.npy")) - {cache}:
         old.unlink(missing_ok=True)
@@ -90,18 +91,13 @@ def _resized_parts(path: str | Path, parts: Callable[[], Parts], shape: tuple, n
             if images.dtype != np.uint8 or images.shape[3:] != shape[1:2]:
                 raise ValueError(f"images are {images.dtype} {images.shape}")
             missing[rows] = False
-            yield rows, resized(images, shape[-1])
+            x = torch.from_numpy(images).permute(0, 3, 1, 2)
+            if x.shape[2:] != shape[2:]:
+                x = interpolate(x, shape[2:], mode="bilinear", antialias=True)
+            yield rows, x.numpy()
             bar.update(len(images))
         if missing.any():
             raise ValueError(f"{missing.sum():,} of {len(missing):,} images are missing")
-
-
-def resized(images: np.ndarray, size: int) -> np.ndarray:
-    """Scale images (n, H, W, C) uint8 with antialiasing: (n, C, size, size)."""
-    x = torch.from_numpy(images).permute(0, 3, 1, 2)
-    if x.shape[2:] != (size, size):
-        x = interpolate(x, (size, size), mode="bilinear", antialias=True)
-    return x.numpy()
 
 
 def _hash(value: object) -> str:

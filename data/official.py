@@ -44,9 +44,7 @@ def load_shapes3d(cache_dir: Path, *, path: str, size: Size = 64) -> ImageData:
     url = "https://storage.googleapis.com/3d-shapes/3dshapes.h5"
     files = find_files(path, (".h5",), f"download {url} and put it there")
     parts = partial(read_shapes3d, files[0])
-    return load_mapped(
-        "shapes3d", cache_dir, path, files, parts, SHAPES3D, n=len(SHAPES3D), size=size
-    )
+    return load_mapped("shapes3d", cache_dir, path, files, parts, SHAPES3D, size=size)
 
 
 def read_shapes3d(file: str) -> Parts:
@@ -76,7 +74,7 @@ def load_cars3d(cache_dir: Path, *, path: str, size: Size = 64) -> ImageData:
     url = "http://www.scottreed.info/files/nips2015-analogy-data.tar.gz"
     files = find_files(path, (".mat",), f"download {url} and put it there")
     parts = partial(read_cars3d, files)
-    return load_mapped("cars3d", cache_dir, path, files, parts, CARS3D, n=len(CARS3D), size=size)
+    return load_mapped("cars3d", cache_dir, path, files, parts, CARS3D, size=size)
 
 
 def read_cars3d(files: list[str]) -> Parts:
@@ -122,7 +120,7 @@ def load_smallnorb(cache_dir: Path, *, path: str, size: Size = 64) -> ImageData:
     )
     files = find_files(path, (".mat",), advice)
     parts = partial(read_smallnorb, os.path.expanduser(path))
-    settings = {"n": len(SMALLNORB), "size": size, "channels": 1, "nuisance": ("instance",)}
+    settings = {"size": size, "channels": 1, "nuisance": ("instance",)}
     return load_mapped("smallnorb", cache_dir, path, files, parts, SMALLNORB, **settings)
 
 
@@ -167,7 +165,7 @@ def load_mpi3d(cache_dir: Path, *, path: str, size: Size = 64) -> ImageData:
         if shape[0] not in grids:
             raise ValueError(f"it has {shape[0]:,} images; allowed: {', '.join(map(str, grids))}")
     parts, grid = partial(read_mpi3d, files[0]), grids[shape[0]]
-    return load_mapped("mpi3d", cache_dir, path, files, parts, grid, n=len(grid), size=size)
+    return load_mapped("mpi3d", cache_dir, path, files, parts, grid, size=size)
 
 
 def read_mpi3d(file: str) -> Parts:
