@@ -225,8 +225,7 @@ def valid_scores(
 ) -> dict[str, Any]:
     """Scores in metrics.json of the same codes, data and version of the metric.
 
-    Raises:
-        ValueError: scores with other settings or options would be lost.
+    ValueError if scores with other settings or options would be lost.
     """
     before, valid, changes = results.read_scores(source.folder, source.file), {}, []
     if any(before.get(key) != facts[key] for key in ("checkpoint_sha256", "data")):

@@ -14,13 +14,11 @@ def write(path: str | os.PathLike, content: bytes | str | Callable[[Path], objec
     """Write a file atomically: readers see the old content or all of the new one.
 
     The content goes to a temporary file beside `path`, which is then renamed. A link at `path` is
-    replaced; what it points to is not touched. The permissions follow the umask.
+    replaced; what it points to is not touched. The permissions follow the umask. After an OSError
+    the old file is intact.
 
     Args:
         content: the bytes or text of the file, or a function that fills the temporary file.
-
-    Raises:
-        OSError: the file cannot be written; the old one is intact.
     """
     path = Path(path)
     if path.exists() and not path.is_file():

@@ -112,9 +112,7 @@ def shown_charts(
 ) -> dict[str, bytes]:
     """The scores of the table "scores", and the training of COMPARED: file name -> PNG.
 
-    Args:
-        names: configuration -> its name in the charts; others are left out.
-        papers: name -> scores of a paper, further rows.
+    `names` maps configurations to their names in the charts; papers are further rows.
     """
     rows = frame[frame["config"].isin(names)].replace({"config": names})
     published = pd.DataFrame([{"config": name} | papers[name] for name in papers])
@@ -170,9 +168,7 @@ def short_tables(
 ) -> dict[str, Table]:
     """Tables for documents: scores, with the best means in bold, and paper.
 
-    Args:
-        names: configuration -> name of its row in scores, in this order; by default all.
-        papers: name -> scores of a paper, further rows of scores.
+    `names` maps configurations to the names of their rows in scores; papers are further rows.
     """
     names = names or {name: name for name in frame["config"].unique()}
     rows = [frame[frame["config"] == name].assign(config=row) for name, row in names.items()]
@@ -287,8 +283,7 @@ def read_baselines() -> pd.DataFrame:
 def figure6(frame: pd.DataFrame) -> tuple[Table, dict[str, tuple[float, ...]]]:
     """The beta-VAE paper's metric beside the numbers of its Figure 6: a table, and rows of `bars`.
 
-    Args:
-        frame: rows of baselines and of trained runs; those that FIGURE6 names are used.
+    Of `frame`, the baselines and the trained runs that FIGURE6 names are used.
     """
     scores = frame.reindex(columns=["config", "beta_vae_paper"]).dropna()
     rows, chart = [], {}

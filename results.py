@@ -44,11 +44,7 @@ def read_scores(folder: Path, file: str = "metrics.json") -> dict[str, Any]:
 def read_run(folder: Path, values: dict[str, Any], step: int) -> dict[str, Any]:
     """The row of a run in results.csv, from its files and its configuration.
 
-    Args:
-        step: the step of its checkpoint.
-
-    Raises:
-        ValueError: the run has no scores of that step, or a file is damaged.
+    ValueError if it has no scores of the step of its checkpoint, or a file is damaged.
     """
     content, record = read_scores(folder), read_record(folder)
     if not content["scores"] or content.get("step") != step:
@@ -153,10 +149,9 @@ def heading(key: str, name: str | None = None) -> str:
 
 
 def score_table(scores: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Scores of several models as text: a line a metric, a column a model, then remarks.
+    """Scores as text: a line a metric, a column a model, then remarks.
 
-    Args:
-        scores: label of the model -> score -> entry as in metrics.json.
+    `scores` maps the label of a model to its scores as in metrics.json.
     """
     keys = list(dict.fromkeys(key for entries in scores.values() for key in entries))
     columns, remarks = {}, {}
@@ -183,11 +178,7 @@ def markdown(table: Table) -> str:
 
 
 def replace_tables(document: str, tables: dict[str, str]) -> str:
-    """`document` with new tables between `<!-- table: NAME -->` and `<!-- end -->`.
-
-    Raises:
-        ValueError: an end marker is missing.
-    """
+    """`document` with new tables between `<!-- table: NAME -->` and `<!-- end -->`."""
     start, *parts = document.split("<!-- table: ")
     for index, part in enumerate(parts):
         name, _, rest = part.partition(" -->")

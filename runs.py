@@ -110,8 +110,7 @@ def identity(values: dict[str, Any]) -> dict[str, Any]:
 def saved_state(folder: Path, values: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """The checkpoint of a run folder with its configuration validated; None if there is none.
 
-    Raises:
-        ValueError: it is damaged, or of another run than `values` describe.
+    ValueError if it is damaged, or of another run than `values` describe.
     """
     if not (folder / "checkpoint.pt").exists():
         return None
@@ -166,8 +165,7 @@ def _load_data(section: str, device: torch.device) -> ImageData:
 def load(path: Path, device: str = "auto", overrides: list[str] | tuple[str, ...] = ()) -> Run:
     """Load a trained model from a run folder or a file of weights, in eval mode.
 
-    Args:
-        overrides: `dataset.path=...` if the data set has moved since the training.
+    If its data set has moved since the training, an override tells the new `dataset.path`.
     """
     state, sha256 = load_checkpoint(path)
     state["config"] = config.apply_overrides(state["config"], list(overrides))
@@ -203,11 +201,10 @@ def choose_recorder(device: torch.device) -> CudaRecorder | None:
 def encode(
     model: nn.Module, data: ImageData, rows: np.ndarray | None = None, label: str = ""
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Encode all images, or those of `rows` (n,), with a model in eval mode.
+    """Codes (n, D) float32 of all images, or of `rows` (n,), from a model in eval mode.
 
-    Returns:
-        Codes (n, D) float32, and the log-variances of the posterior, None for a model without one;
-        a category is the last code and has no log-variance.
+    Also the log-variances of the posterior, None for a model without one; a category is the last
+    code and has no log-variance.
     """
     rows = torch.arange(len(data)) if rows is None else torch.as_tensor(rows)
     codes, logvars = [], []

@@ -198,11 +198,8 @@ def watch(
 ) -> tuple[dict[str, str], int | None]:
     """Start runs, one a slot at a time, and wait until all have ended.
 
-    Args:
-        start: starts a run in a slot; returns its process or job.
-
-    Returns:
-        Label -> reason for the runs that failed, and the signal that stopped the study.
+    `start` returns the process or job of a run in a slot. Returned are label -> reason for the runs
+    that failed, and the signal that stopped the study.
     """
     waiting, free, running, failed = list(todo), list(slots), [], {}
     total, initial = sum(m.steps for m in todo), sum(m.step for m in todo)
@@ -292,14 +289,7 @@ def publish(options: argparse.Namespace) -> int:
 
 
 def copy(folder: Path, copies: dict[str, Path], weights: Path) -> None:
-    """Copy files of a run, and its weights without optimisers in half precision.
-
-    Args:
-        copies: file in the run folder -> target.
-
-    Raises:
-        ValueError: a file is missing.
-    """
+    """Copy files of a run (file in its folder -> target), and its weights in half precision."""
     if missing := [file for file in copies if not (folder / file).exists()]:
         raise ValueError(f"{folder} has no {', '.join(missing)}")
     state, _ = load_checkpoint(folder)

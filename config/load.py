@@ -103,10 +103,9 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
 def validate(
     schema: type[BaseModel], values: dict[str, Any], complete: bool = True
 ) -> dict[str, Any]:
-    """Return `values` checked against a schema, with the defaults of missing keys if `complete`.
+    """Return `values` checked against a schema, if `complete` with the defaults of missing keys.
 
-    Raises:
-        ConfigError: one line per mistake.
+    Raises ConfigError with a line per mistake.
     """
     values = copy.deepcopy(values)
     for key, allowed in REMOVED.items():

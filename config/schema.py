@@ -50,8 +50,7 @@ def make_schema(
 ) -> type[BaseModel]:
     """Return the schema of a run, from the dictionaries of what its sections can choose.
 
-    Args:
-        of_data: functions whose keyword-only arguments are options of every data set.
+    The keyword-only arguments of the functions `of_data` are options of every data set.
     """
     name = Field(pattern=r"^\w[\w.-]*$", description="the run is saved in runs/<name>/seed<seed>")
     seed = Field(0, ge=0, lt=2**31, description="determines weights, batches and noise")

@@ -19,8 +19,7 @@ def checksum(array: np.ndarray) -> str:
 def cached(path: Path, make: Callable[[], np.ndarray], expected: str | None = None) -> np.ndarray:
     """Return the array in a cache file; make and save it if the file is missing or damaged.
 
-    Args:
-        expected: the checksum of the array; None: no checksum is verified.
+    It is damaged if it is no array, or has another checksum than the one that is `expected`.
     """
     array = _read(path, expected)
     if array is not None:
@@ -43,8 +42,7 @@ def cached_parts(
 ) -> np.ndarray:
     """Return the uint8 array in a cache file; if the file is missing, `parts` fills it.
 
-    Args:
-        parts: yields rows and what these hold, so that the whole array is never in memory.
+    They yield rows and what these hold, so that the whole array is never in memory.
     """
 
     def save(temporary: Path) -> None:

@@ -78,8 +78,7 @@ def read_pictures(files: list[str], size: int, channels: int) -> Parts:
 def _table(path: str | Path, folder: str | Path, files: list[str], **options: Any) -> FactorTable:
     """The labels of a text file in the order of the pictures; text becomes the number of a class.
 
-    Raises:
-        ValueError: a picture has no row or two, a row has no picture, or a cell is empty.
+    ValueError if a picture has no row or two, a row has no picture, or a cell is empty.
     """
     where = f"dataset.labels: {path}"
     try:

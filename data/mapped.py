@@ -23,8 +23,7 @@ PART = 2048  # images in memory at a time
 def find_files(path: str | Path, suffixes: tuple[str, ...], advice: str) -> list[str]:
     """Return the file at `path`, or the files with these suffixes in that folder, sorted by name.
 
-    Raises:
-        ValueError: there is none; the message ends with the advice.
+    Without any it raises ValueError with the advice.
     """
     root = os.path.normpath(os.path.expanduser(path))
     if os.path.isfile(root):

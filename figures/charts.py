@@ -67,11 +67,8 @@ def to_bytes(figure: Figure) -> bytes:
 def log_curves(log: pd.DataFrame, *, title: str, panels: dict[str, str] = PANELS) -> bytes:
     """Draw each column of a log as a running mean with its name and last value: a PNG.
 
-    Args:
-        panels: title of a panel -> pattern of its columns, unless an earlier panel has them.
-
-    Raises:
-        ValueError: there is no row or no column with numbers.
+    `panels` maps titles to the pattern of the columns, unless an earlier panel has them. ValueError
+    if there is no row or no column with numbers.
     """
     numbers = log.select_dtypes("number").dropna(axis="columns", how="all")
     terms = [name for name in numbers if name not in ("step", "images", "minutes")]

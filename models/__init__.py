@@ -44,8 +44,7 @@ def build_model(
 ) -> nn.Module:
     """The model that the sections `model` and `objective` of a configuration describe.
 
-    Raises:
-        ValueError: the settings do not fit each other or the images.
+    ValueError if the settings do not fit each other or the images.
     """
     settings = dict(model)
     constructor = MODELS[settings.pop("name")]

@@ -61,11 +61,7 @@ def rotate_latents(vae: VAE, mu: Tensor, logvar: Tensor) -> None:
 
 
 def layers_beside_code(vae: VAE) -> tuple[nn.Linear, nn.Linear]:
-    """The layer that gives mu and logvar, and the one that takes the code.
-
-    Raises:
-        ValueError: a network has no such layer.
-    """
+    """The layers that give mu and logvar, and that take the code. ValueError if one is missing."""
     heads, firsts = linear_layers(vae.encoder), linear_layers(vae.decoder)
     dims = vae.latent_dim, vae.latent_dim + vae.categories
     if not heads or heads[-1].out_features not in [2 * dim for dim in dims]:

@@ -48,13 +48,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], str]:
-    """Read a checkpoint file, or the one in a run folder, onto the CPU.
+    """The state in a checkpoint file, or in that of a run folder, on the CPU, and its SHA-256.
 
-    Returns:
-        The state and the SHA-256 of the file.
-
-    Raises:
-        ValueError: there is no such file, its bytes are damaged, or it holds something else.
+    ValueError if there is no such file, its bytes are damaged, or it holds something else.
     """
     file = path / "checkpoint.pt" if path.is_dir() else path
     if not file.is_file():
@@ -87,9 +83,7 @@ def restore(
     """Load the weights of a checkpoint; for training also its optimisers and its window.
 
     Published weights have no optimisers and lack what an objective needs for training only.
-
-    Raises:
-        ValueError: the weights do not fit the model, or the optimisers are missing.
+    ValueError if the weights do not fit the model, or the optimisers are missing.
     """
     if window and "optimizers" not in state:
         raise ValueError(f"{path} holds weights only; training cannot resume from it")
