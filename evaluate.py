@@ -34,6 +34,7 @@ from training.folder import provenance
 DEFAULT_METRICS = "beta_vae_paper,factor_vae,mig"
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "config" / "metrics.yaml"
 EVALUATED = Path("runs/evaluated")  # results of weights that lie outside of a run folder
+OPTIONS = ("min_kl", "samples", "continuous", "bins", "without")  # these change scores
 COLLAPSED = 0.05  # nats: a VAE with less KL in all latents together ignores its input
 BASELINE_SEEDS = 3
 
@@ -194,7 +195,9 @@ def score(
 
     The file is written after every score, so an interrupted evaluation loses one metric at most.
     """
-    facts, columns = source.facts | {"options": changed_options(options)}, column_options(options)
+    chosen = {key: getattr(options, key) for key in OPTIONS}
+    chosen = {key: value for key, value in chosen.items() if value not in (None, "", "fixed")}
+    facts, columns = source.facts | {"options": chosen}, column_options(options)
     scores = valid_scores(source, names, settings, facts) if source.folder else {}
     missing = [key for key, name in SCORES.items() if name in names and key not in scores]
     if not missing:
@@ -249,13 +252,6 @@ def valid_scores(
             "choose another --out"
         )
     return {key: valid[key] for key in valid if not (is_scaled and SCORES[key] in names)}
-
-
-def changed_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The options that change scores and are not at their defaults."""
-    keys = ("min_kl", "samples", "continuous", "bins", "without")
-    values = {key: getattr(options, key) for key in keys}
-    return {key: value for key, value in values.items() if value not in (None, "", "fixed")}
 
 
 def column_options(options: argparse.Namespace) -> dict[str, Any]:

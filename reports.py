@@ -14,7 +14,7 @@ import files
 import results
 from comparison import COMPARED, plain
 from figures.charts import bars, rank_correlation, score_dots, training_curves
-from figures.page import Table, study_page
+from figures.page import Table, render
 from metrics import SCORES
 from results import text
 from training.folder import provenance
@@ -93,7 +93,8 @@ def write(
             files.write(path, results.replace_tables(document, named))
 
     # The page: the same, and a row for each run.
-    page = study_page(
+    page = render(
+        "study.html",
         title=title,
         note=f"{len(frame)} runs of {frame['config'].nunique()} configurations.",
         tables=list(tables.values()),

@@ -158,11 +158,9 @@ def score_table(scores: dict[str, dict[str, dict[str, Any]]]) -> str:
     for label, entries in scores.items():
         columns[label] = [text(entries.get(key, {}).get("score"), digits=4) for key in keys]
         for key, entry in entries.items():
-            lines = [f"{key}: {entry[kind]}" for kind in ("reason", "note") if kind in entry]
-            if constant := entry.get("constant_factors"):
-                lines.append(f"factors with one value are not scored: {', '.join(constant)}")
-            for line in lines:
-                remarks.setdefault(line, []).append(label)
+            for kind in ("reason", "note"):
+                if kind in entry:
+                    remarks.setdefault(f"{key}: {entry[kind]}", []).append(label)
     table = pd.DataFrame(columns, index=[heading(key) for key in keys])
     lines = [(table if len(columns) <= MOST_COLUMNS else table.T).to_string()]
     for line, labels in remarks.items():

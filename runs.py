@@ -19,8 +19,14 @@ from tqdm import tqdm
 import config
 from data import DATASETS, ImageData, load_dataset, mix, restrict
 from figures.charts import best_factors
-from figures.latents import fixed_noise, measure, reconstructions, samples, traversal
-from figures.motion import traversal_gif
+from figures.latents import (
+    fixed_noise,
+    measure,
+    reconstructions,
+    samples,
+    traversal,
+    traversal_gif,
+)
 from metrics import Samples, as_samples, score_all
 from models import MODELS, build_model, needs_objective
 from models.fast import accelerate, keep_freed_memory
@@ -221,11 +227,6 @@ def encode(
     return torch.cat(codes).numpy(), torch.cat(logvars).numpy() if logvars else None
 
 
-def sample_rows(data: ImageData) -> np.ndarray:
-    """The rows of 10,000 fixed random images: (n,)."""
-    return data.random_index(min(SAMPLE_IMAGES, len(data)), seed=1).numpy()
-
-
 def rotate(model: nn.Module, data: ImageData) -> None:
     """Turn the latents of a VAE to independent axes, as on 10,000 fixed images of the training."""
     model.eval()
@@ -238,7 +239,7 @@ def rotate(model: nn.Module, data: ImageData) -> None:
 
 def sample_codes(model: nn.Module, data: ImageData) -> Samples:
     """Codes and factors of 10,000 fixed random images (model in eval mode)."""
-    rows = sample_rows(data)
+    rows = data.random_index(min(SAMPLE_IMAGES, len(data)), seed=1).numpy()
     codes, factors = encode(model, data, rows)[0], data.grid.factors(rows)
     return as_samples(codes, factors, data.grid.names, without=data.nuisance)
 

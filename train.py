@@ -21,8 +21,7 @@ import files
 import runs
 from data import Batches, ImageData, mix
 from figures.charts import log_curves
-from figures.latents import fixed_noise
-from figures.motion import frame, training_gif
+from figures.latents import fixed_noise, frame, training_gif
 from training.checkpoint import refuse_non_finite, restore, save_checkpoint, state_of
 from training.device import choose_device
 from training.folder import locked, record_start, write_record

@@ -18,7 +18,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import files
-import runs
 from benchmarks.speed import STEPS, Training
 from data import load_dataset
 from training.device import choose_device, hardware
@@ -66,16 +65,6 @@ def largest_difference(config: str, size: int, steps: int) -> float:
     return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
 
 
-def encode_seconds() -> float:
-    """Seconds in which a VAE encodes the whole data set."""
-    training = Training("twoD_vae", 128)
-    training.model.eval()
-    runs.encode(training.model, training.data, range(4096))  # warms up
-    begin = time.perf_counter()
-    runs.encode(training.model, training.data)
-    return round(time.perf_counter() - begin, 2)
-
-
 def main() -> int:
     """Measure all cases in child processes; print a line for each and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -93,7 +82,6 @@ def main() -> int:
                 row[name] = task.result()
             print(config, size, json.dumps(row), flush=True)
             files.write(options.json, json.dumps(report, indent=1) + "\n")
-        report["encode_s"] = children.submit(encode_seconds).result()
         arguments = "twoD_factor", 128, True, options.seconds
         tasks = [children.submit(measure, *arguments) for _ in range(AT_ONCE)]
         report["at_once"] = [task.result() for task in tasks]

@@ -16,7 +16,7 @@ nvidia-smi --query-gpu=name,driver_version,clocks.sm --format=csv | tee "$out/gp
 timeout 180 "$python" -m pytest tests/test_cuda.py -q -x -p no:cacheprovider \
   -k "graphs or resumes" 2>&1 | tee "$out/tests.txt" | tail -15
 
-# 2. speed, kernels, memory, 1,000 steps with graphs and without, four at once, encoding (300 s)
+# 2. speed, kernels, memory, 1,000 steps with graphs and without, four at once (300 s)
 timeout 300 "$python" benchmarks/gpu.py --json "$out/gpu.json" 2>&1 | tee "$out/gpu.log" | tail -15
 
 # 3. a whole run with its pictures, a tenth as long as the protocol (90 s)

@@ -1,21 +1,25 @@
-"""What a model's latents do: traversals, samples and reconstructions as pages of sprites."""
+"""What a model's latents do: traversals, samples, reconstructions, and a model as it learns."""
 
+import io
 import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from figures.canvas import beside, mosaic, stack, table, text, to_png
+from figures.canvas import beside, mosaic, stack, table, text, to_gif, to_png
 
 ACTIVE_NATS = 0.05  # a latent below it carries nothing that a decoder could use
 FIXED_SEED = 20170424  # of the fixed noise: the same in every run and at every step
-VALUES = 9  # columns of a traversal
+VALUES, GIF_VALUES = 9, 17  # of a latent: columns of a traversal, pages there of a GIF
 COMPARED = (4, 5)  # values of a latent and latents of a model in model_traversals
 PAIRS = 10  # columns of reconstructions
 SAMPLES = (9, 12)  # rows and columns of samples
+NOISE_COLUMNS = 12  # of a frame of training.gif
+FRAMES = 200  # of a training GIF; of more, evenly spaced ones are shown
 TITLE = 16  # pixels
 
 
@@ -169,3 +173,44 @@ def reconstructions(
     rows = torch.stack([images.float().cpu() for images in (x, *decoded)])
     bands = [table(band, ["image", *models], [], size=14) for band in rows.split(columns, 1)]
     return to_png(stack(text(title, TITLE), *bands))
+
+
+def traversal_gif(
+    model: nn.Module,
+    references: dict[str, Tensor],
+    nats: Sequence[float],
+    *,
+    factor_names: Sequence[str] | None = None,
+) -> bytes:
+    """Show all active latents side by side, each moving alone over model.span and back: a GIF.
+
+    There is a row for each reference, which stands at the left, and a column for each latent. The
+    arguments are those of `traversal`.
+    """
+    moved = sweep(model, references, nats, factor_names, GIF_VALUES)
+    columns = ["reference", *moved.columns]
+    title = text(heading("Each latent varies alone", nats))
+    pages = []
+    for index, value in enumerate(moved.values):
+        images = torch.cat([moved.stills[:, None], moved.cells[:, :, index]], 1)
+        state = text(f"value of the latent: {value:z.1f}")
+        pages.append(stack(title, state, table(images, list(references), columns)))
+    pages += pages[-2:0:-1]  # and back
+    return to_gif(pages, [100] * len(pages))
+
+
+@torch.inference_mode()
+def frame(model: nn.Module, z: Tensor) -> bytes:
+    """Decode codes z (n, D), n below 12 or a multiple of it, to one PNG for `training_gif`."""
+    images = model.decode(to_model(model, z))
+    return to_png(mosaic(images.unflatten(0, (-1, min(NOISE_COLUMNS, len(z))))))
+
+
+def training_gif(frames: list[tuple[int, bytes]], *, title: str) -> bytes:
+    """Show frames (step, PNG) of one size, in the order of their steps; the last stays longer."""
+    stride = -(-len(frames) // FRAMES)
+    pages = []
+    for step, png in frames[::-stride][::-1]:
+        picture = Image.open(io.BytesIO(png)).convert("RGB")
+        pages.append(stack(text(title), text(f"step {step:,}"), picture))
+    return to_gif(pages, [100] * (len(pages) - 1) + [2500])

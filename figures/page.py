@@ -23,14 +23,6 @@ class Table(NamedTuple):
     links: Sequence[str] = ()
 
 
-def study_page(*, pictures: dict[str, bytes], **content: Any) -> bytes:
-    """Return the page of a study: pictures by caption, and other content.
-
-    That is: title, note, tables, commands (lines) and provenance (a table).
-    """
-    return _render("study.html", pictures, content)
-
-
 def run_page(
     model: nn.Module,
     references: dict[str, Tensor],
@@ -53,7 +45,7 @@ def run_page(
         "references": list(zip(references, stills, sprites, strict=True)),
         "values": [f"{value:z.2f}" for value in moved.values],
     }
-    return _render("run.html", pictures, content)
+    return render("run.html", pictures=pictures, **content)
 
 
 def _sprite(images: Tensor) -> str:
@@ -67,8 +59,11 @@ def _uri(data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _render(template: str, pictures: dict[str, bytes], content: dict[str, Any]) -> bytes:
-    """Fill a template."""
+def render(template: str, *, pictures: dict[str, bytes], **content: Any) -> bytes:
+    """Return a page of figures/templates with pictures by caption and other content.
+
+    For study.html that is title, note, tables, commands (lines) and provenance (a table).
+    """
     loader, undefined = jinja2.PackageLoader("figures"), jinja2.StrictUndefined
     environment = jinja2.Environment(loader=loader, undefined=undefined, autoescape=True)
     shown = {caption: _uri(data) for caption, data in pictures.items()}

@@ -38,10 +38,8 @@ def log_linear(start: float, end: float, step: int, steps: int) -> float:
     return math.exp((1 - progress) * math.log(start) + progress * math.log(end))
 
 
-def at_step(schedule: float | dict[int, float], step: int) -> float:
+def at_step(schedule: dict[int, float], step: int) -> float:
     """The value of a schedule: log-linear between its knots, constant before and after them."""
-    if not isinstance(schedule, dict):
-        return schedule
     knots = sorted(schedule.items())
     later = [index for index, (knot, _) in enumerate(knots) if knot > step]
     if not later or later[0] == 0:

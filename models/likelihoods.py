@@ -27,7 +27,7 @@ class Likelihood(NamedTuple):
 def nll(likelihood: str, logits: Tensor, x: Tensor) -> Tensor:
     """-log p(x | logits) of a batch in nats, for a name in LIKELIHOODS; at least in float32."""
     if likelihood == "bernoulli":
-        return bernoulli_nll(logits, x)
+        return _BernoulliNLL.apply(logits, x)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return LIKELIHOODS[likelihood].pixel_nll(logits.to(dtype), x.to(dtype)).sum()
 
@@ -38,7 +38,7 @@ def _softplus(logits: Tensor, p: Tensor) -> Tensor:
 
 
 class _BernoulliNLL(torch.autograd.Function):
-    """bernoulli_nll; the forward pass computes the gradient too."""
+    """A faster binary_cross_entropy_with_logits: the forward pass computes the gradient too."""
 
     @staticmethod
     def forward(ctx, logits, x):
@@ -53,11 +53,6 @@ class _BernoulliNLL(torch.autograd.Function):
     def backward(ctx, grad):
         (residual,) = ctx.saved_tensors
         return residual * grad.to(residual.dtype), None
-
-
-def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
-    """-log p(x | logits) of a batch in nats: a faster binary_cross_entropy_with_logits."""
-    return _BernoulliNLL.apply(logits, x)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import runs
 from models import build_model, fast
 from models.fast import accelerate
 from models.gan_networks import GAN_NETWORKS
-from models.likelihoods import bernoulli_nll
+from models.likelihoods import nll
 
 OURS, TORCHS = "_ConvBackward", "ConvolutionBackward0"
 LAYERS = [  # layer, size of its input, its operator without an activation
@@ -176,7 +176,7 @@ def test_bernoulli_nll_is_binary_cross_entropy_at_every_size_of_logit():
     logits = torch.tensor([-200.0, -30.0, -1.0, 0.0, 1e-3, 5.0, 40.0, 200.0]).view(2, 1, 2, 2)
     x = torch.tensor([0.0, 1.0, 0.25, 1.0, 0.0, 1.0, 1.0, 0.5]).view(2, 1, 2, 2)
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    loss = bernoulli_nll(ours, x)
+    loss = nll("bernoulli", ours, x)
     plain = F.binary_cross_entropy_with_logits(theirs, x, reduction="sum")
     torch.testing.assert_close(loss, plain)
     (2 * loss).backward()
@@ -184,11 +184,11 @@ def test_bernoulli_nll_is_binary_cross_entropy_at_every_size_of_logit():
     torch.testing.assert_close(ours.grad, theirs.grad)
     logits, x = torch.randn(2, 3, 4, 6), torch.rand(2, 3, 4, 6)
     other = logits.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(bernoulli_nll(other, x), bernoulli_nll(logits, x))
+    torch.testing.assert_close(nll("bernoulli", other, x), nll("bernoulli", logits, x))
 
 
 def test_bernoulli_nll_keeps_small_gradients_of_white_pixels_in_bfloat16():
     logits = torch.full((1, 1, 2, 2), 7.0).bfloat16().requires_grad_()
-    bernoulli_nll(logits, torch.ones(1, 1, 2, 2)).backward()
+    nll("bernoulli", logits, torch.ones(1, 1, 2, 2)).backward()
     expected = torch.full((1, 1, 2, 2), -torch.sigmoid(torch.tensor(-7.0)).item())
     torch.testing.assert_close(logits.grad.float(), expected, rtol=0.01, atol=0)

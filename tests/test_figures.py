@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageSequence
 from torch import nn
 
-from figures import canvas, charts, latents, motion, page
+from figures import canvas, charts, latents, page
 
 NATS = [1.5, 2.5, 0.01, 0.04]  # z1, z0, and two inactive latents
 NAMES = ["<posX>", "posY", "shape", ""]
@@ -60,7 +60,7 @@ def texts(monkeypatch):
         strings.append(string)
         return text(string, size)
 
-    for module in (canvas, latents, motion):
+    for module in (canvas, latents):
         monkeypatch.setattr(module, "text", record)
     return strings
 
@@ -176,7 +176,7 @@ def frames_of(data):
 
 
 def test_traversal_gif_moves_there_and_back(texts):
-    data = motion.traversal_gif(MODEL, REFERENCES, [1.5, 2.5, 1, 1], factor_names=NAMES)
+    data = latents.traversal_gif(MODEL, REFERENCES, [1.5, 2.5, 1, 1], factor_names=NAMES)
     pages, pauses = frames_of(data)
     assert pauses == (100,) * 32
     assert all((pages[step] == pages[32 - step]).all() for step in range(1, 16))
@@ -190,13 +190,13 @@ def test_traversal_gif_moves_there_and_back(texts):
 
 def test_training_gif_shows_steps_in_order_and_rests_on_the_last(texts):
     codes = {step: latents.fixed_noise(MODEL, 12) * step / 400 for step in (0, 100, 400)}
-    frames = [(step, motion.frame(MODEL, z)) for step, z in codes.items()]
-    pages, pauses = frames_of(motion.training_gif(frames, title="t"))
+    frames = [(step, latents.frame(MODEL, z)) for step, z in codes.items()]
+    pages, pauses = frames_of(latents.training_gif(frames, title="t"))
     assert pauses == (100, 100, 2500)
     assert texts == ["t", "step 0", "t", "step 100", "t", "step 400"]
     for picture, z in zip(pages, codes.values(), strict=True):
         assert np.abs(cells_of(picture, 1, 12)[0] - pixels(MODEL.decode(z))).max() <= 8
-    motion.training_gif([(step, frames[0][1]) for step in range(451)], title="t")
+    latents.training_gif([(step, frames[0][1]) for step in range(451)], title="t")
     assert texts[-1] == "step 450"
     assert len(texts) == 6 + 2 * 151  # every third step
 
@@ -287,9 +287,9 @@ def test_the_same_input_gives_the_same_small_bytes(channels, size, side):
     references, nats = {"image": model.decode(z)[0], "code": z[1]}, range(1, 6)
 
     def draw():
-        yield motion.frame(model, z)
-        yield motion.training_gif([(1, motion.frame(model, z))], title="t")
-        yield motion.traversal_gif(model, references, nats)
+        yield latents.frame(model, z)
+        yield latents.training_gif([(1, latents.frame(model, z))], title="t")
+        yield latents.traversal_gif(model, references, nats)
         yield latents.traversal(model, references, nats, title="t")
         yield latents.samples(model, nats, seed=0, title="t")
         yield latents.reconstructions({"m": model}, model.decode(z), title="t")
@@ -318,7 +318,7 @@ CONTENT |= {"tables": [TABLE], "scores": TABLE, "facts": TABLE, "provenance": TA
 
 def test_a_page_is_one_small_file_that_needs_nothing_else():
     content = CONTENT | {"pictures": {"one": canvas.to_png(canvas.text("x"))}}
-    study = page.study_page(**content).decode()
+    study = page.render("study.html", **content).decode()
     run = page.run_page(MODEL, REFERENCES, NATS, factor_names=None, **content).decode()
     for text in (study, run):
         loads = re.findall(r"url\((.*?)\)|<(?:img|link|script)[^>]*(?:src|href)=\"(.*?)\"", text)
