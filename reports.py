@@ -22,8 +22,8 @@ from training.folder import provenance
 BASELINES = Path("runs/baselines")  # what evaluate.py --baseline writes
 PUBLISHED = Path(__file__).resolve().parent / "res" / "2dshapes" / "figure6_untrained.json"
 MAIN = {  # columns of the table "all" -> heading
-    "beta_vae_paper": "paper's metric",
-    "factor_vae": "FactorVAE",
+    "beta_vae_paper": "β-VAE metric",
+    "factor_vae": "FactorVAE score",
     "mig": "MIG",
     "dci_disentanglement": "DCI",
     "dci_fast_disentanglement": "DCI, fast",
@@ -33,9 +33,9 @@ MAIN = {  # columns of the table "all" -> heading
     "recon": "recon, nats",
     "kl": "KL, nats",
 }
-SHORT = ("beta_vae_paper", "factor_vae", "mig", "dci_disentanglement")  # of the table "scores"
+SHORT = ("factor_vae", "mig", "dci_disentanglement", "beta_vae_paper")  # of the table "scores"
 GEOMETRY = "twoD_affine"  # its decoder is given position, size and angle
-UNITS = {"beta_vae_paper": (100, 1), "recon": (1, 1), "kl": (1, 1), "minutes": (1, 1)}
+ONE_DIGIT = ("recon", "kl", "minutes")  # other numbers have three behind the point
 FIGURE6_UNIT = "accuracy on held-out points, % (4 factors: chance is 25 %)"
 FIGURE6 = {  # baseline or configuration -> row; accuracy and its spread in % in the paper
     "true_factors": ("ground truth", 100.0, math.nan),
@@ -48,7 +48,7 @@ FIGURE6 = {  # baseline or configuration -> row; accuracy and its spread in % in
     "twoD_infogan_broadcast": ("InfoGAN, broadcast", math.nan, math.nan),
     "twoD_infogan_cr": ("InfoGAN-CR", math.nan, math.nan),
     "twoD_vae": ("VAE", 61.58, 0.5),
-    "twoD": ("beta-VAE", 99.23, 0.1),
+    "twoD": ("β-VAE, main model", 99.23, 0.1),
 }
 
 
@@ -118,7 +118,7 @@ def shown_charts(
     rows = frame[frame["config"].isin(names)].replace({"config": names})
     published = pd.DataFrame([{"config": name} | papers[name] for name in papers])
     published["config"] = published["config"].map(lambda name: plain({"": name})[""])
-    labels = {key: label(key) for key in (*SHORT[1:], SHORT[0]) if key in present(rows)}
+    labels = {key: label(key) for key in SHORT if key in present(rows)}
     title = "Scores of every seed; higher is better"
     options = {"title": title, "published": list(published["config"])}
     curves = {names[name]: logs[name] for name in COMPARED if name in logs}
@@ -149,7 +149,7 @@ def study_tables(frame: pd.DataFrame, baseline: str | None = None) -> dict[str, 
     main = [key for key in keys if key in MAIN]
     others = [key for key in keys if key not in MAIN]
     cells = _cells(frame, keys)
-    rows = [[_header(key), *(cells[name, key] for name in names)] for key in others]
+    rows = [[label(key), *(cells[name, key] for name in names)] for key in others]
     note = "Mean ± standard deviation (ddof 1) over the seeds of each configuration."
     all_rows = results.with_parts(frame)
     tables = {"all": _by_configuration(all_rows, _cells(all_rows, main), main)}
@@ -196,7 +196,7 @@ def _by_configuration(frame: pd.DataFrame, cells: dict, keys: Sequence[str]) -> 
         images = " / ".join(f"{n:,}" for n in group["images_seen"].unique())
         rows.append([name, str(len(group)), images, *(cells[name, key] for key in keys)])
     note = "Mean ± standard deviation (ddof 1) over n seeds. DCI is its disentanglement."
-    return Table("Scores", note, ["configuration", "n", "images seen", *map(_header, keys)], rows)
+    return Table("Scores", note, ["configuration", "n", "images seen", *map(label, keys)], rows)
 
 
 def present(frame: pd.DataFrame) -> list[str]:
@@ -210,14 +210,9 @@ def label(key: str) -> str:
     return results.heading(key, MAIN.get(key, key.replace("_", " ")))
 
 
-def _header(key: str) -> str:
-    return label(key) + ", %" * (UNITS.get(key, (1, 3))[0] == 100)
-
-
 def cell(key: str, mean: float, std: float = math.nan) -> str:
-    """`text` of a column of results.csv, in the unit of its label."""
-    factor, digits = UNITS.get(key, (1, 3))
-    return text(factor * mean, factor * std, digits)
+    """`text` of a column of results.csv."""
+    return text(mean, std, digits=1 if key in ONE_DIGIT else 3)
 
 
 def _cells(frame: pd.DataFrame, keys: Sequence[str]) -> dict[tuple[str, str], str]:
@@ -238,7 +233,7 @@ def _medoids(frame: pd.DataFrame, keys: Sequence[str]) -> Table:
     for _, run in chosen.iterrows():
         rows.append([run["config"], str(run["seed"]), *(cell(key, run[key]) for key in keys)])
     note = "The run that is most like the other seeds of its configuration, chosen without labels."
-    header = ["configuration", "seed", *map(_header, keys)]
+    header = ["configuration", "seed", *map(label, keys)]
     return Table("Seeds chosen by ModelCentrality", note, header, rows)
 
 
@@ -265,7 +260,7 @@ def every_run(frame: pd.DataFrame, links: list[str]) -> Table:
         cells = [cell(key, row[key]) for key in keys]
         rows.append([row["config"], str(row["seed"]), *cells, str(row["commit"])])
     note = "The first column leads to the page of a run. A commit with + had changed files."
-    header = ["configuration", "seed", *map(_header, keys), "commit"]
+    header = ["configuration", "seed", *map(label, keys), "commit"]
     return Table("Every run", note, header, rows, links)
 
 

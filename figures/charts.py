@@ -131,6 +131,7 @@ def log_scale(ax: Axes) -> None:
     if not 0 < 2.5 * low < high:  # densities have negative errors
         return
     ax.set_yscale("log")
+    ax.set_title(f"{ax.get_title('left')}, log scale")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.minorticks_off()

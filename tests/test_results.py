@@ -42,13 +42,13 @@ def test_a_number_as_text():
 
 def test_tables_hold_mean_standard_deviation_and_n():
     tables = reports.study_tables(FRAME, "beta2")
-    header = "| configuration | n | images seen | paper's metric, % | MIG | recon, nats |"
+    header = "| configuration | n | images seen | β-VAE metric | MIG | recon, nats |"
     text = results.markdown(tables["all"]).splitlines()
     assert text == [
         header,
         "|---|---|---|---|---|---|",
-        "| beta2 | 3 | 2,000,000 | 60.0 ± 10.0 | 0.300 ± 0.265 | 81.0 ± 1.0 |",
-        "| beta8 | 3 | 2,000,000 | 90.0 ± 0.0 | 0.400 ± 0.141 (n = 2) | 81.0 ± 1.0 |",
+        "| beta2 | 3 | 2,000,000 | 0.600 ± 0.100 | 0.300 ± 0.265 | 81.0 ± 1.0 |",
+        "| beta8 | 3 | 2,000,000 | 0.900 ± 0.000 | 0.400 ± 0.141 (n = 2) | 81.0 ± 1.0 |",
     ]
     row = ["mutual info score (lower is better)", "0.250 ± 0.000", "0.250 ± 0.000"]
     assert tables["metrics"].rows == [row]
@@ -60,10 +60,10 @@ def test_the_best_mean_is_bold_but_for_a_decoder_that_is_given_geometry():
     given = FRAME[FRAME["config"] == "beta8"].assign(config="twoD_affine", mig=1.0)
     tables = reports.short_tables(pd.concat([FRAME, given]), papers={"paper": {"mig": 0.5}})
     rows = [row[3:] for row in tables["scores"].rows]
-    assert rows[0] == ["60.0 ± 10.0", "0.300 ± 0.265"]
-    assert rows[1] == ["**90.0 ± 0.0**", "**0.400 ± 0.141 (n = 2)**"]
-    assert rows[2] == ["90.0 ± 0.0", "1.000 ± 0.000"]
-    assert rows[3] == ["-", "0.500"]
+    assert rows[0] == ["0.300 ± 0.265", "0.600 ± 0.100"]
+    assert rows[1] == ["**0.400 ± 0.141 (n = 2)**", "**0.900 ± 0.000**"]
+    assert rows[2] == ["1.000 ± 0.000", "0.900 ± 0.000"]
+    assert rows[3] == ["0.500", "-"]
 
 
 def test_model_centrality_chooses_a_seed_of_each_configuration():
@@ -181,7 +181,7 @@ def test_figure_6_stands_beside_the_paper(published, tmp_path, monkeypatch):
     rows = reports.figure6(pd.concat([reports.read_baselines(), published]))[0].rows
     assert rows[0] == ["ground truth", "100.0 ± 0.0", "100", "3"]
     assert rows[2] == ["PCA", "86.2 ± 5.6", "84.9 ± 0.4", "3"]
-    assert rows[-1] == ["beta-VAE", "99.1 ± 1.6", "99.23 ± 0.1", "5"]
+    assert rows[-1] == ["β-VAE, main model", "99.1 ± 1.6", "99.23 ± 0.1", "5"]
     assert len(rows) == 11
     folder = tmp_path / "pca/seed1"  # a new evaluation replaces the published one
     folder.mkdir(parents=True)
