@@ -278,9 +278,10 @@ def publish(options: argparse.Namespace) -> int:
                 results.read_run(member.folder, member.values, member.complete().step)
                 copies = {file: target / file for file in RECORDS}
                 copy(member.folder, copies, target / "checkpoint.pt")
-                scores = results.read_scores(member.folder)  # those of the unrounded weights
-                scores["checkpoint_sha256"] = load_checkpoint(target)[1]
-                files.write(target / "metrics.json", json.dumps(scores, indent=1) + "\n")
+                for path in member.folder.glob("metrics*.json"):
+                    scores = results.read_scores(member.folder, path.name)  # of unrounded weights
+                    scores["checkpoint_sha256"] = load_checkpoint(target)[1]
+                    files.write(target / path.name, json.dumps(scores, indent=1) + "\n")
             count += 1
         except (ValueError, OSError) as error:
             print(f"left out: {error}")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -293,15 +294,17 @@ def test_published_runs_are_complete_and_reported(scored, tmp_path, capsys):
     published, away = tmp_path / "res/small/runs", ["--runs", str(tmp_path / "away")]
     state, _ = load_checkpoint(folders[4])
     save_checkpoint(folders[4] / "checkpoint.pt", state | {"step": 3})
+    shutil.copy(folders[0] / "metrics.json", folders[0] / "metrics_kept.json")
     for _ in range(2):
         assert study.main(["publish", *scored[0]]) == 0
         printed = capsys.readouterr().out
         assert f"left out: {folders[4]} is at step 3 of 4" in printed
         assert f"3 of 6 runs are in {published}" in printed
     one = published / "one/seed0"
-    files = ["checkpoint.pt", "config.yaml", "log.csv", "metrics.json", "run.json"]
-    assert sorted(file.name for file in one.iterdir()) == files
-    state, _ = load_checkpoint(one)
+    files = ["checkpoint.pt", "config.yaml", "log.csv", "metrics.json", "metrics_kept.json"]
+    assert sorted(file.name for file in one.iterdir()) == [*files, "run.json"]
+    state, sha256 = load_checkpoint(one)
+    assert json.loads((one / "metrics_kept.json").read_text())["checkpoint_sha256"] == sha256
     assert "optimizers" not in state
     for name, weight in load_checkpoint(folders[0])[0]["model"].items():
         torch.testing.assert_close(state["model"][name].float(), weight, rtol=1e-3, atol=1e-4)
