@@ -65,7 +65,8 @@ def recon(run: runs.Run, rows: np.ndarray) -> float | None:
 
 def true_factors(data: ImageData, seed: int) -> np.ndarray:
     """The factors themselves (N, K), each with standard deviation 1."""
-    return _scaled(data.grid.factors(np.arange(len(data))))
+    values = data.grid.factors(np.arange(len(data)))
+    return values / values.std(axis=0)
 
 
 class RawPixels:
@@ -103,10 +104,7 @@ def untrained_vae(data: ImageData, seed: int) -> np.ndarray:
     """
     values = runs.resolve(UNTRAINED, [f"seed={seed}", "train.precision=fp32", "train.device=cpu"])
     _, model = runs.build(values, torch.device("cpu"))
-    return _scaled(runs.encode(model.eval(), data, label=f"untrained VAE {seed}")[0])
-
-
-def _scaled(codes: np.ndarray) -> np.ndarray:
+    codes, _ = runs.encode(model.eval(), data, label=f"untrained VAE {seed}")
     return codes / codes.std(axis=0)
 
 

@@ -226,10 +226,7 @@ def score(
 def valid_scores(
     source: Source, names: list[str], settings: dict[str, Any], facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Scores in metrics.json of the same codes, data and version of the metric.
-
-    ValueError if scores with other settings or options would be lost.
-    """
+    """Valid scores in metrics.json; ValueError if scores with other settings would be lost."""
     before, valid, changes = results.read_scores(source.folder, source.file), {}, []
     if any(before.get(key) != facts[key] for key in ("checkpoint_sha256", "data")):
         return {}
@@ -328,9 +325,7 @@ def write_codes(paths: list[Path], overrides: list[str], options: argparse.Names
     if options.encode:
         data = load_dataset("npz", path=options.encode).to(choose_device(options.device))
         if data.image_shape != run.data.image_shape:
-            raise ValueError(
-                f"--encode: pictures are {data.image_shape}, the model takes {run.data.image_shape}"
-            )
+            raise ValueError(f"--encode: images are {data.image_shape}, not {run.data.image_shape}")
     codes, logvar = runs.encode(run.model, data, label=run.label)
     files.write(options.write_codes, pack_codes(codes, logvar, data.grid))
     print(f"{len(codes):,} codes of {codes.shape[1]} latents are in {options.write_codes}")

@@ -54,7 +54,6 @@ FIGURE6 = {  # baseline or configuration -> row; accuracy and its spread in % in
 
 def write(
     out: Path,
-    title: str,
     frame: pd.DataFrame,
     logs: dict[str, list[pd.DataFrame]],
     folders: list[Path],
@@ -66,8 +65,9 @@ def write(
         frame: the rows of results.csv.
         logs: configuration -> the log of each of its runs.
         folders: the run folder of each row.
-        study: with its `baseline`, `documents`, `shown` and `papers`.
+        study: with its `name`, `baseline`, `documents`, `shown` and `papers`.
     """
+    title = study["name"]
     files.write(out / "results.csv", frame.to_csv(index=False))
     tables, charts = study_tables(frame, study["baseline"]), {}
     if study["shown"]:
@@ -277,10 +277,7 @@ def read_baselines() -> pd.DataFrame:
 
 
 def figure6(frame: pd.DataFrame) -> tuple[Table, dict[str, tuple[float, ...]]]:
-    """The beta-VAE paper's metric beside the numbers of its Figure 6: a table, and rows of `bars`.
-
-    Of `frame`, the baselines and the trained runs that FIGURE6 names are used.
-    """
+    """The beta-VAE paper's metric beside its Figure 6: a table, and rows of `bars`."""
     scores = frame.reindex(columns=["config", "beta_vae_paper"]).dropna()
     rows, chart = [], {}
     for name, (row, paper, spread) in FIGURE6.items():

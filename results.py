@@ -42,10 +42,7 @@ def read_scores(folder: Path, file: str = "metrics.json") -> dict[str, Any]:
 
 
 def read_run(folder: Path, values: dict[str, Any], step: int) -> dict[str, Any]:
-    """The row of a run in results.csv, from its files and its configuration.
-
-    ValueError if it has no scores of the step of its checkpoint, or a file is damaged.
-    """
+    """The row of a run in results.csv; ValueError if it has no scores of its checkpoint's step."""
     content, record = read_scores(folder), read_record(folder)
     if not content["scores"] or content.get("step") != step:
         command = f"python evaluate.py --metrics all --checkpoint {folder}"
@@ -149,10 +146,7 @@ def heading(key: str, name: str | None = None) -> str:
 
 
 def score_table(scores: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Scores as text: a line a metric, a column a model, then remarks.
-
-    `scores` maps the label of a model to its scores as in metrics.json.
-    """
+    """Scores as in metrics.json by label of a model: a line a metric, a column a model, remarks."""
     keys = list(dict.fromkeys(key for entries in scores.values() for key in entries))
     columns, remarks = {}, {}
     for label, entries in scores.items():

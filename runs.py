@@ -114,10 +114,7 @@ def identity(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def saved_state(folder: Path, values: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    """The checkpoint of a run folder with its configuration validated; None if there is none.
-
-    ValueError if it is damaged, or of another run than `values` describe.
-    """
+    """The checkpoint of a run folder, None without one; ValueError if it is of another run."""
     if not (folder / "checkpoint.pt").exists():
         return None
     state, _ = load_checkpoint(folder)
@@ -169,10 +166,7 @@ def _load_data(section: str, device: torch.device) -> ImageData:
 
 
 def load(path: Path, device: str = "auto", overrides: list[str] | tuple[str, ...] = ()) -> Run:
-    """Load a trained model from a run folder or a file of weights, in eval mode.
-
-    If its data set has moved since the training, an override tells the new `dataset.path`.
-    """
+    """Load a trained model in eval mode; `overrides` may tell where its data set is now."""
     state, sha256 = load_checkpoint(path)
     state["config"] = config.apply_overrides(state["config"], list(overrides))
     values = validated(state, path)
@@ -274,15 +268,9 @@ def factor_names(model: nn.Module, data: ImageData) -> list[str] | None:
 
 def progress_bar(total: int, label: str, unit: str = " images", **options: Any) -> tqdm:
     """A progress bar that writes at most one line in 30 s where the output is no terminal."""
-    return tqdm(
-        total=total,
-        desc=label,
-        unit=unit,
-        unit_scale=unit == " images",
-        dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-        **options,
-    )
+    options |= {"unit": unit, "unit_scale": unit == " images", "dynamic_ncols": True}
+    options["mininterval"] = 0.5 if sys.stderr.isatty() else 30
+    return tqdm(total=total, desc=label, **options)
 
 
 def exit_code(script: str, work: Callable[[], int]) -> int:

@@ -228,7 +228,7 @@ def watch(
 
 def report(options: argparse.Namespace) -> int:
     """Write results.csv, tables, charts and pages of all complete runs with scores."""
-    study: dict[str, Any] = {"baseline": None, "documents": [], "shown": {}, "papers": {}}
+    study = {"name": "", "baseline": None, "documents": [], "shown": {}, "papers": {}}
     if options.study:
         study = read_study(options.study)
         plans = plan(study, options.runs and options.runs[0])
@@ -253,7 +253,7 @@ def report(options: argparse.Namespace) -> int:
         raise ValueError("there is no complete run with scores")
     frame = results.as_frame(rows)
     frame = frame.assign(**comparison.compare(folders, out, study["shown"]))
-    reports.write(out, study.get("name", out.name), frame, logs, folders, study)
+    reports.write(out, frame, logs, folders, study | {"name": study["name"] or out.name})
     print(f"{len(frame)} runs: results.csv, results.md, report.html and charts are in {out}")
     return 0
 

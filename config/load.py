@@ -103,10 +103,7 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
 def validate(
     schema: type[BaseModel], values: dict[str, Any], complete: bool = True
 ) -> dict[str, Any]:
-    """Return `values` checked against a schema, if `complete` with the defaults of missing keys.
-
-    Raises ConfigError with a line per mistake.
-    """
+    """Return valid `values`, if `complete` with all defaults; ConfigError has a line a mistake."""
     values = copy.deepcopy(values)
     for key, allowed in REMOVED.items():
         section, name = key.split(".")

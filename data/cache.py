@@ -17,10 +17,7 @@ def checksum(array: np.ndarray) -> str:
 
 
 def cached(path: Path, make: Callable[[], np.ndarray], expected: str | None = None) -> np.ndarray:
-    """Return the array in a cache file; make and save it if the file is missing or damaged.
-
-    It is damaged if it is no array, or has another checksum than the one that is `expected`.
-    """
+    """Return the array in a cache file; make it if that is missing, damaged or not `expected`."""
     array = _read(path, expected)
     if array is not None:
         return array

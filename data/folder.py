@@ -76,10 +76,7 @@ def read_pictures(files: list[str], size: int, channels: int) -> Parts:
 
 
 def _table(path: str | Path, folder: str | Path, files: list[str], **options: Any) -> FactorTable:
-    """The labels of a text file in the order of the pictures; text becomes the number of a class.
-
-    ValueError if a picture has no row or two, a row has no picture, or a cell is empty.
-    """
+    """The labels in a text file with one row a picture; text becomes the number of a class."""
     where = f"dataset.labels: {path}"
     try:
         frame = pd.read_csv(Path(path).expanduser(), **options)

@@ -21,10 +21,7 @@ PART = 2048  # images in memory at a time
 
 
 def find_files(path: str | Path, suffixes: tuple[str, ...], advice: str) -> list[str]:
-    """Return the file at `path`, or the files with these suffixes in that folder, sorted by name.
-
-    Without any it raises ValueError with the advice.
-    """
+    """Return the file at `path`, or the sorted files with these suffixes below that folder."""
     root = os.path.normpath(os.path.expanduser(path))
     if os.path.isfile(root):
         return [root]
@@ -49,8 +46,7 @@ def load_mapped(
 ) -> ImageData:
     """Return a data set that `parts` reads from files, mapped from the cache.
 
-    It has an image for each combination of the grid, and without one an image for each file.
-
+    It has an image for each row of the grid, and without a grid one for each file.
     The name of the cache file depends on the path, and on names, lengths and times of the files (of
     some, if there are over 20,000), so changed files are read again; the old cache is then removed.
     """

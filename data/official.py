@@ -49,11 +49,8 @@ def load_shapes3d(cache_dir: Path, *, path: str, size: Size = 64) -> ImageData:
 
 def read_shapes3d(file: str) -> Parts:
     """Yield the images of 3dshapes.h5; its labels must be the full row-major grid."""
-    try:
-        import h5py
-    except ModuleNotFoundError as error:
-        message = "dataset: shapes3d needs the package h5py (pip install h5py)"
-        raise ModuleNotFoundError(message) from error
+    import h5py  # optional
+
     with h5py.File(file) as content:
         columns = content["labels"][:].T  # of float64 values
         values = [np.unique(column, return_inverse=True)[1] for column in columns]
@@ -137,10 +134,7 @@ def read_smallnorb(folder: str) -> Parts:
 
 
 def read_norb(file: str) -> np.ndarray:
-    """Map the array in a file of SmallNORB: magic number, dimensions, sizes, values.
-
-    The format: https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/
-    """
+    """Map the array in a file of SmallNORB: magic number, dimensions, sizes, values."""
     magic, ndim = np.fromfile(file, "<i4", 2)
     if magic not in NORB_TYPES:
         raise ValueError(f"{file} starts with {magic}; allowed: {', '.join(map(str, NORB_TYPES))}")

@@ -50,10 +50,7 @@ def fixed_noise(model: nn.Module, n: int) -> Tensor:
 
 @torch.inference_mode()
 def measure(model: nn.Module, images: Tensor) -> list[float]:
-    """Return the nats that each latent carries about images (B, C, H, W).
-
-    They are nan for a model without `information`; all its latents count as active.
-    """
+    """Return the nats that each latent carries about images (B, C, H, W), or nan: it is active."""
     if not hasattr(model, "information"):
         return [math.nan] * model.latent_dim
     parts = to_model(model, images).split(256)

@@ -29,10 +29,8 @@ def sample(
     if samples.sizes is not None and not (distinct and len(samples) < FEW_COPIES * num):
         rows = rng.integers(len(samples), size=num)
     else:
-        need(
-            num <= len(samples),
-            f"{key} = {num}, but there are only {len(samples)} rows (--samples auto)",
-        )
+        few = f"{key} = {num}, but there are only {len(samples)} rows (--samples auto)"
+        need(num <= len(samples), few)
         rows = rng.choice(len(samples), size=num, replace=False)
     x, y = samples.take(rows), samples.factors[rows]
     for name, values in zip(samples.names, y.T, strict=True):

@@ -42,10 +42,7 @@ def build_model(
     objective: dict[str, Any] | None = None,
     dataset_size: int | None = None,
 ) -> nn.Module:
-    """The model that the sections `model` and `objective` of a configuration describe.
-
-    ValueError if the settings do not fit each other or the images.
-    """
+    """The model that the sections `model` and `objective` of a configuration describe."""
     settings = dict(model)
     constructor = MODELS[settings.pop("name")]
     if settings.get("lr_decay", 1) < 1 and settings.get("lr_decay_steps", 1) == 1:

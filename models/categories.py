@@ -8,19 +8,10 @@ https://arxiv.org/abs/1804.00104).
 import math
 
 import torch
-from torch import Tensor, nn
-
-from models.networks import linear_layers
+from torch import Tensor
 
 TEMPERATURE = 0.67  # of the Gumbel softmax: JointVAE's code
 GAMMA = 30.0  # weight of the distance between KL and capacity: JointVAE's code
-
-
-@torch.no_grad()
-def zero_category(decoder: nn.Module, categories: int) -> None:
-    """Set the weights of the one-hot vector to 0, so that untrained categories draw the same."""
-    first = linear_layers(decoder)[0]
-    first.weight[:, -categories:] = 0
 
 
 def assign(nll: Tensor, crowding: float) -> Tensor:

@@ -22,10 +22,7 @@ Geometry = tuple[int, int]  # stride and padding, equal in both directions
 
 
 def accelerate(model: nn.Module) -> nn.Module:
-    """Make the convolutions of a model on a CPU use the kernels of this file; returns the model.
-
-    Layers that the kernels do not cover stay as they are.
-    """
+    """Make the layers that this file covers use its kernels on a CPU; returns the model."""
     fast = {kind.__base__.forward: kind for kind in (Conv2d, ConvTranspose2d, Sequential)}
     for module in model.modules():
         kind = fast.get(type(module).forward)  # None for a layer with a forward of its own

@@ -1,7 +1,4 @@
-"""The networks of InfoGAN; docs/architectures.md has their tables for 64x64 pixels.
-
-Comments give the side of a row's output.
-"""
+"""The networks of InfoGAN, as in docs/architectures.md; comments give the side of an output."""
 
 import functools
 from collections.abc import Callable

@@ -196,9 +196,7 @@ class ControlledVAE(nn.Module):
     ):
         super().__init__()
         if beta_min > beta_start:
-            raise ValueError(
-                f"objective.beta_min: {beta_min} is above beta_start, which is {beta_start}"
-            )
+            raise ValueError(f"objective.beta_min: {beta_min} is above beta_start, {beta_start}")
         self.over_processes = lambda kl: kl  # several processes replace it by their mean
         self.c_max, self.c_steps, self.k_i = c_max, c_steps, k_i
         self.log_range = math.log(beta_min), math.log(beta_start)

@@ -15,13 +15,12 @@ from models.categories import (
     category_capacity,
     category_information,
     category_kl,
-    zero_category,
 )
 from models.graphs import scheduled
 from models.hyperparameters import Count, CountOrZero, NonNegative, Positive, Share, decay_rates
 from models.likelihoods import LIKELIHOODS, nll
 from models.muon import Muon, is_hidden
-from models.networks import NETWORKS, Shape
+from models.networks import NETWORKS, Shape, linear_layers
 
 Terms = dict[str, Tensor]  # 0-d tensors
 Loss = tuple[Tensor, Terms]
@@ -88,9 +87,7 @@ class VAE(nn.Module):
     ):
         super().__init__()
         if draw_from and network != "affine":
-            raise ValueError(
-                f"model.draw_from: {draw_from} is not allowed with network {network}; allowed: 0"
-            )
+            raise ValueError(f"model.draw_from: {draw_from}; allowed with network {network}: 0")
         self.latent_dim, self.objective, self.likelihood = latent_dim, objective, likelihood
         self.encoder, self.decoder = NETWORKS[network](image_shape, latent_dim)
         self.categories, self.is_assigned = categories, category_inference == "assign"
@@ -100,7 +97,8 @@ class VAE(nn.Module):
         if categories:
             encoder, self.decoder = NETWORKS[network](image_shape, latent_dim + categories)
             self.encoder = self.encoder if self.is_assigned else encoder
-            zero_category(self.decoder, categories)
+            with torch.no_grad():  # untrained categories draw the same
+                linear_layers(self.decoder)[0].weight[:, -categories:] = 0
         self.dtype = torch.float32  # of the convolutions; bfloat16 where the hardware has it
         parameters = [*self.encoder.parameters(), *self.decoder.parameters()]
         self.optimizers = {"vae": OPTIMIZERS[optimizer](parameters, lr=lr, fused=True)}

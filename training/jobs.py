@@ -128,8 +128,7 @@ def submit(
     Args:
         tasks: the command and the log of each run; `.submitit` is made beside their folders.
         settings: parameters of submitit.AutoExecutor; those of SLURM are the default.
-        jobs: number of runs at a time; by default all.
-        threads: of a run; by default one for each CPU of its job.
+        jobs, threads: runs at a time, and threads of each; by default all, and one for each CPU.
     """
     if not shutil.which("sbatch"):
         raise ValueError("--cluster: slurm is not available here (no sbatch); allowed: local")
