@@ -50,21 +50,17 @@ FIGURE6 = {  # baseline or configuration -> row; accuracy and its spread in % in
     "twoD_vae": ("VAE", 61.58, 0.5),
     "twoD": ("β-VAE, main model", 99.23, 0.1),
 }
+Logs = dict[str, list[pd.DataFrame]]  # configuration -> the log of each of its runs
+Papers = dict[str, dict[str, float]]  # name -> scores in a paper
 
 
 def write(
-    out: Path,
-    frame: pd.DataFrame,
-    logs: dict[str, list[pd.DataFrame]],
-    folders: list[Path],
-    study: dict[str, Any],
+    out: Path, frame: pd.DataFrame, logs: Logs, folders: list[Path], study: dict[str, Any]
 ) -> None:
     """Write results.csv, results.md, charts and report.html, and the tables in documents.
 
     Args:
-        frame: the rows of results.csv.
-        logs: configuration -> the log of each of its runs.
-        folders: the run folder of each row.
+        frame: the rows of results.csv, from the runs in `folders`.
         study: with its `name`, `baseline`, `documents`, `shown` and `papers`.
     """
     title = study["name"]
@@ -106,15 +102,9 @@ def write(
 
 
 def shown_charts(
-    frame: pd.DataFrame,
-    logs: dict[str, list[pd.DataFrame]],
-    names: dict[str, str],
-    papers: dict[str, dict[str, float]],
+    frame: pd.DataFrame, logs: Logs, names: dict[str, str], papers: Papers
 ) -> dict[str, bytes]:
-    """The scores of the table "scores", and the training of COMPARED: file name -> PNG.
-
-    `names` maps configurations to their names in the charts; papers are further rows.
-    """
+    """The table "scores" as dots, with papers, and the training of COMPARED: file name -> PNG."""
     rows = frame[frame["config"].isin(names)].replace({"config": names})
     published = pd.DataFrame([{"config": name} | papers[name] for name in papers])
     published["config"] = published["config"].map(lambda name: plain({"": name})[""])
@@ -128,9 +118,7 @@ def shown_charts(
     }
 
 
-def study_charts(
-    frame: pd.DataFrame, logs: dict[str, list[pd.DataFrame]], title: str
-) -> dict[str, bytes]:
+def study_charts(frame: pd.DataFrame, logs: Logs, title: str) -> dict[str, bytes]:
     """The charts of a study: file name -> PNG."""
     labels = {key: label(key) for key in present(frame) if key not in results.FACTS}
     charts = {}
@@ -163,14 +151,9 @@ def study_tables(frame: pd.DataFrame, baseline: str | None = None) -> dict[str, 
 
 
 def short_tables(
-    frame: pd.DataFrame,
-    names: dict[str, str] | None = None,
-    papers: dict[str, dict[str, float]] | None = None,
+    frame: pd.DataFrame, names: dict[str, str] | None = None, papers: Papers | None = None
 ) -> dict[str, Table]:
-    """Tables for documents: scores, with the best means in bold, and paper.
-
-    `names` maps configurations to the names of their rows in scores; papers are further rows.
-    """
+    """Tables for documents: paper, and scores (of `names`, then of papers), the best in bold."""
     names = names or {name: name for name in frame["config"].unique()}
     rows = [frame[frame["config"] == name].assign(config=row) for name, row in names.items()]
     shown, given = pd.concat(rows), names.get(GEOMETRY)

@@ -110,9 +110,8 @@ def latent_kl(codes: np.ndarray, logvar: np.ndarray) -> np.ndarray:
 def against_baseline(frame: pd.DataFrame, baseline: str, columns: Sequence[str]) -> pd.DataFrame:
     """Which configurations differ from a baseline, by two-sided Mann-Whitney U tests.
 
-    Returns:
-        Rows (config, column, p, p_holm). p is exact for few runs, also with ties; p_holm is
-        corrected over all configurations of a column (Holm 1979).
+    The rows are (config, column, p, p_holm). p is exact for few runs, also with ties; p_holm is
+    corrected over all configurations of a column (Holm 1979).
     """
     rows = []
     for column in columns:

@@ -18,15 +18,8 @@ from tqdm import tqdm
 
 import config
 from data import DATASETS, ImageData, load_dataset, mix, restrict
+from figures import latents
 from figures.charts import best_factors
-from figures.latents import (
-    fixed_noise,
-    measure,
-    reconstructions,
-    samples,
-    traversal,
-    traversal_gif,
-)
 from metrics import Samples, as_samples, score_all
 from models import MODELS, build_model, needs_objective
 from models.fast import accelerate, keep_freed_memory
@@ -305,12 +298,12 @@ def exit_code(script: str, work: Callable[[], int]) -> int:
 def draw(model: nn.Module, data: ImageData, title: str) -> dict[str, bytes]:
     """The pictures of a trained model in eval mode: file name -> content."""
     images = picture_images(data)
-    nats, names = measure(model, images), factor_names(model, data)
+    nats, names = latents.measure(model, images), factor_names(model, data)
     references = data.reference_images()
-    fixed = references | {"fixed noise": fixed_noise(model, 1)[0]}
+    fixed = references | {"fixed noise": latents.fixed_noise(model, 1)[0]}
     return {
-        "fixed.png": traversal(model, fixed, nats, title=title, factor_names=names),
-        "random.png": samples(model, nats, seed=RANDOM_SEED, title=title),
-        "recon.png": reconstructions({"decoded": model}, images[:20], title=title),
-        "traversal.gif": traversal_gif(model, references, nats, factor_names=names),
+        "fixed.png": latents.traversal(model, fixed, nats, title=title, factor_names=names),
+        "random.png": latents.samples(model, nats, seed=RANDOM_SEED, title=title),
+        "recon.png": latents.reconstructions({"decoded": model}, images[:20], title=title),
+        "traversal.gif": latents.traversal_gif(model, references, nats, factor_names=names),
     }

@@ -48,10 +48,7 @@ class Train(Strict):
 def make_schema(
     datasets: Choices, models: Choices, objectives: Choices, *of_data: Callable[..., Any]
 ) -> type[BaseModel]:
-    """Return the schema of a run, from the dictionaries of what its sections can choose.
-
-    The keyword-only arguments of the functions `of_data` are options of every data set.
-    """
+    """Return the schema of a run; functions `of_data` have options of every data set."""
     name = Field(pattern=r"^\w[\w.-]*$", description="the run is saved in runs/<name>/seed<seed>")
     seed = Field(0, ge=0, lt=2**31, description="determines weights, batches and noise")
     return create_model(

@@ -1,6 +1,5 @@
 """Pictures and pages: every function returns the bytes of a PNG, GIF or HTML file.
 
 A model is in eval mode and follows the project's contract (latent_dim, encode, decode, sample,
-span, and optionally information). References are a dict: name -> image (C, H, W) in [0, 1], or
-code (D,) where there is no image.
+span, and optionally information).
 """

@@ -23,6 +23,11 @@ FRAMES = 200  # of a training GIF; of more, evenly spaced ones are shown
 TITLE = 16  # pixels
 
 
+References = dict[str, Tensor]  # name -> image (C, H, W) in [0, 1], or code (D,)
+Nats = Sequence[float]  # of each latent, as `measure` returns them
+Names = Sequence[str] | None  # the factor that each latent follows, or ""
+
+
 class Sweep(NamedTuple):
     """R references decoded with each of L active latents set to V values in turn."""
 
@@ -59,11 +64,7 @@ def measure(model: nn.Module, images: Tensor) -> list[float]:
 
 @torch.inference_mode()
 def sweep(
-    model: nn.Module,
-    references: dict[str, Tensor],
-    nats: Sequence[float],
-    factor_names: Sequence[str] | None,
-    count: int,
+    model: nn.Module, references: References, nats: Nats, factor_names: Names, count: int
 ) -> Sweep:
     """Move each active latent, most informative first, to `count` values of the model's span.
 
@@ -95,24 +96,16 @@ def sweep(
     return Sweep(names, span.tolist(), cells, torch.stack(stills).cpu(), nearest)
 
 
-def heading(title: str, nats: Sequence[float]) -> str:
+def heading(title: str, nats: Nats) -> str:
     """Return a title with the number of inactive latents, if there are any, in brackets."""
     inactive = sum(value < ACTIVE_NATS for value in nats)
     return f"{title} ({inactive} of {len(nats)} latents inactive)" if inactive else title
 
 
 def traversal(
-    model: nn.Module,
-    references: dict[str, Tensor],
-    nats: Sequence[float],
-    *,
-    title: str,
-    factor_names: Sequence[str] | None = None,
+    model: nn.Module, references: References, nats: Nats, *, title: str, factor_names: Names = None
 ) -> bytes:
-    """Draw what each active latent does: a PNG with a block for each reference.
-
-    `nats` is what `measure` returns; `factor_names` has the factor of each latent, or "".
-    """
+    """Draw what each active latent does: a PNG with a block for each reference."""
     moved = sweep(model, references, nats, factor_names, VALUES)
     columns = ["reference", *(f"{value:zg}" for value in moved.values)]
     note = "Each row varies one latent; the others are fixed. Blue: nearest to the reference."
@@ -128,15 +121,9 @@ def traversal(
 
 
 def model_traversals(
-    models: dict[str, tuple[nn.Module, Sequence[float], Sequence[str] | None]],
-    reference: Tensor,
-    *,
-    title: str,
+    models: dict[str, tuple[nn.Module, Nats, Names]], reference: Tensor, *, title: str
 ) -> bytes:
-    """Draw what the most informative latents of models do to one image: a PNG, a column a latent.
-
-    `models` has for each name a model with the `nats` and `factor_names` of `traversal`.
-    """
+    """Draw what the most informative latents of models do to an image: a PNG, a column a latent."""
     blocks, (count, most) = [], COMPARED
     for name, (model, nats, factor_names) in models.items():
         moved = sweep(model, {"": reference}, nats, factor_names, count)
@@ -154,7 +141,7 @@ def model_traversals(
 
 
 @torch.inference_mode()
-def samples(model: nn.Module, nats: Sequence[float], *, seed: int, title: str) -> bytes:
+def samples(model: nn.Module, nats: Nats, *, seed: int, title: str) -> bytes:
     """Draw images decoded from codes of the prior, as a PNG; a CPU generator draws the codes."""
     codes = model.sample(math.prod(SAMPLES), torch.Generator().manual_seed(seed))
     images = model.decode(to_model(model, codes)).unflatten(0, SAMPLES)
@@ -173,17 +160,9 @@ def reconstructions(
 
 
 def traversal_gif(
-    model: nn.Module,
-    references: dict[str, Tensor],
-    nats: Sequence[float],
-    *,
-    factor_names: Sequence[str] | None = None,
+    model: nn.Module, references: References, nats: Nats, *, factor_names: Names = None
 ) -> bytes:
-    """Show all active latents side by side, each moving alone over model.span and back: a GIF.
-
-    There is a row for each reference, which stands at the left, and a column for each latent. The
-    arguments are those of `traversal`.
-    """
+    """Show each active latent (a column) move over model.span and back, by reference: a GIF."""
     moved = sweep(model, references, nats, factor_names, GIF_VALUES)
     columns = ["reference", *moved.columns]
     title = text(heading("Each latent varies alone", nats))

@@ -8,7 +8,7 @@ import jinja2
 from torch import Tensor, nn
 
 from figures.canvas import mosaic, to_png
-from figures.latents import heading, sweep
+from figures.latents import Names, Nats, References, heading, sweep
 
 VALUES = 13  # positions of a slider
 
@@ -24,13 +24,7 @@ class Table(NamedTuple):
 
 
 def run_page(
-    model: nn.Module,
-    references: dict[str, Tensor],
-    nats: Sequence[float],
-    *,
-    factor_names: Sequence[str] | None,
-    pictures: dict[str, bytes],
-    **content: Any,
+    model: nn.Module, references: References, nats: Nats, *, factor_names: Names, **content: Any
 ) -> bytes:
     """Return the page of a run: a slider for each active latent, pictures by caption, and more.
 
@@ -45,7 +39,7 @@ def run_page(
         "references": list(zip(references, stills, sprites, strict=True)),
         "values": [f"{value:z.2f}" for value in moved.values],
     }
-    return render("run.html", pictures=pictures, **content)
+    return render("run.html", **content)
 
 
 def _sprite(images: Tensor) -> str:

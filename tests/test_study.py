@@ -101,7 +101,7 @@ def test_a_part_of_a_study_is_chosen_by_name_and_seed(write, choices, labels):
 
 
 RUN = ["run", "--config", "config/twoD.yaml"]
-CHOOSE = ["run", str(STUDIES[0])]
+CHOOSE = ["run", "config/studies/twoD.yaml"]
 
 
 @pytest.mark.parametrize(

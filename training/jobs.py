@@ -19,6 +19,7 @@ import torch
 RUNS_A_GPU = 4  # at a time: on an H200 four runs see 3.9 times the images/s of one
 POLL_S = 0.5
 SLURM = {"timeout_min": 24 * 60, "mem_gb": 4, "cpus_per_task": 1}  # of a job, by default
+Task = tuple[list[str], Path]  # the command of a run and its log
 
 
 def share(runs: int, jobs: int | None, threads: int | None, on_gpus: bool) -> list[dict[str, str]]:
@@ -118,15 +119,12 @@ class SlurmTask:
 
 
 def submit(
-    tasks: list[tuple[list[str], Path]],
-    settings: dict[str, Any],
-    jobs: int | None,
-    threads: int | None,
+    tasks: list[Task], settings: dict[str, Any], jobs: int | None, threads: int | None
 ) -> list[submitit.Job]:
     """Submit commands as one array of SLURM. ValueError if there is none or a setting is wrong.
 
     Args:
-        tasks: the command and the log of each run; `.submitit` is made beside their folders.
+        tasks: of each run; `.submitit` is made beside their folders.
         settings: parameters of submitit.AutoExecutor; those of SLURM are the default.
         jobs, threads: runs at a time, and threads of each; by default all, and one for each CPU.
     """

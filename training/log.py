@@ -120,12 +120,10 @@ class WandbSink:
         options = {"project": "disentanglement", "resume": "allow", "mode": mode, "dir": folder}
         options["settings"] = wandb.Settings(silent=True, console="off")
         self.run = wandb.init(name=name, id=name, config=config, **options)
+        self.sync = lambda: None  # wandb writes in a process of its own
 
     def row(self, step: int, terms: dict[str, float]) -> None:
         self.run.log(terms, step=step)
-
-    def sync(self) -> None:
-        """Nothing to do: wandb writes in a process of its own."""
 
 
 def open_sinks(folder: Path, last_step: int, config: dict[str, Any]) -> list[Any]:
