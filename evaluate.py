@@ -161,6 +161,8 @@ def checkpoints(
 
 def code_files(paths: list[Path], options: argparse.Namespace) -> Iterator[Source]:
     """Files of codes, one after the other."""
+    if options.out and len({path.stem for path in paths}) < len(paths):
+        raise ValueError("--codes: the results of two files would be in one folder")
     for path in paths:
         codes, _, logvar = read_codes(path)
         folder = options.out / path.stem if options.out else None

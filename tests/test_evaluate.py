@@ -234,6 +234,7 @@ def test_codes_of_any_model_are_scored(tmp_path):
     arguments = ["--metrics", "mig", "mig.num_samples=2880"]
     scores = [scores_of(file, *arguments)["mig"] for file in (path, again)]
     assert set(scores[0]["per_factor"]) == set("abcd")
+    assert call("--codes", path, path, "--out", tmp_path / "o") == 2  # one would be lost
     assert scores[0]["score"] == scores[1]["score"] > 0.9
 
 

@@ -269,7 +269,7 @@ def test_a_report_names_what_it_leaves_out(scored, tmp_path, capsys, monkeypatch
     arguments, folders = scored
     monkeypatch.setattr(results, "agreement", lambda _, runs: [len(codes) for codes, _ in runs])
     document, out = tmp_path / "doc.md", tmp_path / "res/small"
-    document.write_text("<!-- table: all --><!-- end -->")
+    document.write_text("<!-- table: small --><!-- end -->")
     assert study.main(["report", *arguments]) == 0
     printed = capsys.readouterr().out
     assert f"left out: {folders[1]}/metrics.json is damaged" in printed
