@@ -86,9 +86,10 @@ def _table(path: str | Path, folder: str | Path, files: list[str], **options: An
         frame = frame.set_index(frame.columns[0])
     start = len(os.path.join(os.path.normpath(os.path.expanduser(folder)), ""))
     names = [file[start:] for file in files]
-    if absent := sorted(set(names) - set(frame.index)):
+    rows, pictures = set(frame.index.tolist()), set(names)
+    if absent := sorted(pictures - rows):
         raise ValueError(f"{where} has no row for the picture {absent[0]}")
-    if absent := sorted(set(frame.index) - set(names)):
+    if absent := sorted(rows - pictures):
         raise ValueError(f"{where} has a row for {absent[0]}, but there is no such picture")
     if len(frame) > len(names) or frame.shape[1] == 0 or frame.isna().any(axis=None):
         raise ValueError(f"{where} needs one row a picture, a factor at least and no empty cell")
