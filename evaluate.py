@@ -10,6 +10,7 @@ import argparse
 import functools
 import hashlib
 import json
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -87,7 +88,8 @@ def evaluate(options: argparse.Namespace) -> int:
     """Score and draw what the command line names; print a table."""
     # The lists of paths also take the overrides that follow them.
     words = options.checkpoint or options.codes or []
-    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    overrides = [word for word in words if re.match(r"[a-z_]+\.[a-z_]+=", word)]
+    overrides = [word for word in overrides if not Path(word).exists()]
     paths = [Path(word) for word in words if word not in overrides]
     overrides += options.overrides
     of_data = [text for text in overrides if text.startswith("dataset.")]

@@ -260,6 +260,7 @@ def test_columns_of_factors_are_read_as_asked(tmp_path):
         (["--codes", "none.npz"], "none.npz does not exist"),
         (["--codes", "README.md"], "is no npz file"),
         (["--checkpoint", "none"], "there is no checkpoint none"),
+        (["--checkpoint", "runs/lr=0.1"], "there is no checkpoint runs/lr=0.1"),
         (["--checkpoint", "README.md"], "damaged or not a checkpoint"),
         (["--checkpoint", "none", "--metrics", "migg"], "did you mean 'mig'?"),
         (["--checkpoint", "none", "mig.num_bin=3"], "did you mean 'num_bins'?"),
