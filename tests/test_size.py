@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 
 FOLDERS = ("config", "data", "models", "metrics", "training", "figures", "benchmarks")
-LINES, TEST_LINES, LONGEST, DOOR = 8310, 6175, 350, {"train.py": 220}
+LINES, TEST_LINES, LONGEST, DOOR = 8300, 6480, 350, {"train.py": 220}
 
 
 def lines(path: Path) -> int:
