@@ -22,10 +22,10 @@ from training.folder import provenance
 BASELINES = Path("runs/baselines")  # what evaluate.py --baseline writes
 PUBLISHED = Path(__file__).resolve().parent / "res" / "2dshapes" / "figure6_untrained.json"
 MAIN = {  # columns of the table "all" -> heading
-    "beta_vae_paper": "β-VAE metric",
     "factor_vae": "FactorVAE score",
     "mig": "MIG",
     "dci_disentanglement": "DCI",
+    "beta_vae_paper": "β-VAE metric",
     "dci_fast_disentanglement": "DCI, fast",
     "sap": "SAP",
     "udr": "UDR",
