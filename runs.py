@@ -169,8 +169,10 @@ def load(path: Path, device: str = "auto", overrides: list[str] | tuple[str, ...
     return Run(path, values, state["step"], sha256, data, model.eval())
 
 
-def train_step(model: nn.Module, data: ImageData, seed: int = 0) -> Callable[..., Any]:
-    """The model's train_step as a function of (index, step), on one GPU as CUDA graphs."""
+def train_step(
+    model: nn.Module, data: ImageData, seed: int = 0, graphs: bool = False
+) -> Callable[..., Any]:
+    """The model's train_step as a function of (index, step), as CUDA graphs if asked for."""
 
     def batch(index: torch.Tensor, step: int | Step) -> torch.Tensor:
         if data.decoration is None:
@@ -179,7 +181,7 @@ def train_step(model: nn.Module, data: ImageData, seed: int = 0) -> Callable[...
         key = scheduled("decoration", lambda number: mix(seed, number), step, like=index)
         return data.batch(index, model.dtype, key)
 
-    recorder = choose_recorder(data.images.device)
+    recorder = choose_recorder(data.images.device) if graphs else None
     if recorder is not None:
         return GraphedStep(model, batch, recorder, data.images.device)
     return lambda index, step: model.train_step(batch(index, step), step)

@@ -89,7 +89,7 @@ def train(
         restore(model, state, folder, window)
     first, seconds = (state["step"], state.get("seconds") or 0.0) if state else (0, 0.0)
     synchronise(model)
-    train_step = runs.train_step(model, data, seed)  # on a GPU, CUDA graphs replay it
+    train_step = runs.train_step(model, data, seed, settings["cuda_graphs"])
 
     # The files of the run: configuration, record of this start, frames, scores, log.
     sinks = []

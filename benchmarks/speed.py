@@ -87,15 +87,12 @@ def measure(case: str, kind: str) -> float:
 class Training:
     """A run's data and model, and its steps so far, on a GPU with or without CUDA graphs."""
 
-    def __init__(self, case: str, size: int, graphs: bool = True):
+    def __init__(self, case: str, size: int, graphs: bool = False):
         values, device = values_of(case, size), choose_device("auto")
         self.data, self.model = runs.build(values, device)
-        self.train_step = runs.train_step(self.model, self.data) if graphs else self._usual_step
+        self.train_step = runs.train_step(self.model, self.data, graphs=graphs)
         self.batches, self.window = Batches(len(self.data), size, seed=0), Window(device)
         self.done = 0
-
-    def _usual_step(self, index: Tensor, step: int) -> dict[str, Tensor]:
-        return self.model.train_step(self.data.batch(index, self.model.dtype), step)
 
     def work(self) -> None:
         """STEPS steps as train.py takes them."""

@@ -34,6 +34,9 @@ class Train(Strict):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto is bf16 where the hardware computes in it"
     )
+    cuda_graphs: bool = Field(
+        False, description="replay steps as CUDA graphs: faster on one GPU, not yet tested there"
+    )
     log_every: int = Field(100, ge=1, description="steps that a row of log.csv averages")
     draw_every: int = Field(250, ge=1, description="steps between frames of training.gif")
     save_every: int = Field(1000, ge=1, description="steps between saves of checkpoint.pt")

@@ -3,7 +3,7 @@
 A model is an nn.Module with these members; x is (B, C, H, W) in [0, 1]:
     latent_dim, optimizers (name -> optimiser), dtype (of the convolutions)
     train_step(x, step) -> terms (name -> 0-d tensor), the same names at every step;
-        on a GPU it becomes CUDA graphs, for which models/graphs.py says how to use `step`
+        train.cuda_graphs makes CUDA graphs of it; models/graphs.py says how to use `step` there
     encode(x) -> codes (B, D); decode(z) -> images (B, C, H, W) in [0, 1]
     sample(n, generator) -> z (n, D) from the prior; span: the range of a traversal
 It may also have:

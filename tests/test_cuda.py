@@ -71,7 +71,7 @@ def test_graphs_equal_usual_steps(path, monkeypatch):
     for recorder in (None, CudaRecorder()):
         monkeypatch.setattr(runs, "choose_recorder", lambda device, recorder=recorder: recorder)
         data, model = runs.build(runs.resolve(path), CUDA)
-        train_step = runs.train_step(model, data)
+        train_step = runs.train_step(model, data, graphs=True)
         model.train()
         for step in range(20):
             torch.manual_seed(step)
@@ -86,7 +86,8 @@ def test_graphs_equal_usual_steps(path, monkeypatch):
 def test_a_run_on_the_gpu_resumes(command, tmp_path, path):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     for root, steps in ((straight, 10), (broken, 5), (broken, 10)):  # both starts reach a graph
-        assert train.main(command(path, "train.device=cuda", runs=root, steps=steps)) == 0
+        settings = "train.device=cuda", "train.cuda_graphs=true"
+        assert train.main(command(path, *settings, runs=root, steps=steps)) == 0
     states = [load_checkpoint(root / "small/seed0")[0]["model"] for root in (straight, broken)]
     torch.testing.assert_close(*states, rtol=0, atol=tolerance(path))
     arguments = ["--checkpoint", str(straight / "small/seed0"), "--out", str(tmp_path / "scores")]

@@ -96,7 +96,7 @@ def ten_steps(path, squares, monkeypatch, recorder, later=()):
     monkeypatch.setattr(runs, "choose_recorder", lambda device: recorder)
     values = runs.resolve(path, [f"dataset={{name: npz, path: {squares}}}", *later])
     data, model = runs.build(values, torch.device("cpu"))
-    train_step, window = runs.train_step(model, data), Window(torch.device("cpu"))
+    train_step, window = runs.train_step(model, data, graphs=True), Window(torch.device("cpu"))
     model.train()
     for step in range(10):
         torch.manual_seed(step)
@@ -130,7 +130,7 @@ EVENTS += ["model.lr_decay_steps=8", "objective={name: beta_vae, beta: {0: 1, 5:
 )
 def test_a_graphed_run_resumes_within_a_phase(command, tmp_path, monkeypatch, name, later):
     def run(kind, steps):
-        settings = [*later, "train.log_every=5", "train.draw_every=4"]
+        settings = [*later, "train.log_every=5", "train.draw_every=4", "train.cuda_graphs=true"]
         arguments = command(f"config/{name}.yaml", *settings, runs=tmp_path / kind, steps=steps)
         assert train.main(arguments) == 0
         return tmp_path / kind / "small/seed0"
