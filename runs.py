@@ -22,7 +22,7 @@ from figures import latents
 from figures.charts import best_factors
 from metrics import Samples, as_samples, score_all
 from models import MODELS, build_model, needs_objective
-from models.fast import accelerate, keep_freed_memory
+from models.fast import accelerate, prepare_process
 from models.graphs import CudaRecorder, GraphedStep, Step, scheduled
 from models.objectives import OBJECTIVES
 from models.rotation import rotate_latents
@@ -139,7 +139,7 @@ def refuse_other_data(state: dict[str, Any], data: ImageData, folder: Path) -> N
 
 def build(values: dict[str, Any], device: torch.device) -> tuple[ImageData, nn.Module]:
     """The data set, and the model with the initial weights of its seed, on a device."""
-    keep_freed_memory()
+    prepare_process()
     data = _load_data(json.dumps(values["dataset"]), device)
     if values["train"]["score_every"] and data.grid is None:
         raise ValueError("train.score_every: the data set has no factors to score; allowed: 0")

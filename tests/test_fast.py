@@ -192,3 +192,11 @@ def test_bernoulli_nll_keeps_small_gradients_of_white_pixels_in_bfloat16():
     nll("bernoulli", logits, torch.ones(1, 1, 2, 2)).backward()
     expected = torch.full((1, 1, 2, 2), -torch.sigmoid(torch.tensor(-7.0)).item())
     torch.testing.assert_close(logits.grad.float(), expected, rtol=0.01, atol=0)
+
+
+def test_a_run_takes_numbers_below_the_normal_ones_as_zero(squares):
+    """Products with them take ten times as long, and the momentum of dead units falls that far."""
+    torch.set_flush_denormal(False)
+    values = runs.resolve("config/twoD.yaml", [f"dataset={{name: npz, path: {squares}}}"])
+    runs.build(values, torch.device("cpu"))
+    assert (torch.full((64, 64), 1e-39) * 1.0 == 0).all()
